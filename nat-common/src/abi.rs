@@ -1,0 +1,142 @@
+//! Every byte that crosses the kernel boundary: names of the BPF maps, their keys and their values.
+//!
+//! **Invariant:** a change of any layout or meaning here goes with a new [`ABI_VERSION`].
+
+use bytemuck::{Pod, Zeroable};
+
+/// Version of everything in this module. The daemon refuses pinned maps that carry another one.
+pub const ABI_VERSION: u32 = 1;
+
+/// Most interfaces (uplinks and downlinks together) one node can have.
+pub const MAX_PORTS: u32 = 64;
+
+/// Most CIDRs that all pools of a node can have together.
+pub const MAX_POOL_CIDRS: u32 = 1024;
+
+/// Names of the BPF maps. They are also the file names under the pin path.
+pub mod map {
+    /// Hash: public address (`[u8; 4]`) -> [`Inbound`](super::Inbound).
+    pub const INBOUND: &str = "INBOUND";
+    /// Hash: [`OutboundKey`](super::OutboundKey) -> [`Outbound`](super::Outbound).
+    pub const OUTBOUND: &str = "OUTBOUND";
+    /// Per-CPU array: meter index -> [`Meter`](super::Meter).
+    pub const METERS: &str = "METERS";
+    /// Per-CPU array: [`Counter`](crate::verdict::Counter) index -> packets (`u64`).
+    pub const COUNTERS: &str = "COUNTERS";
+    /// Hash: interface index (`u32`) -> [`Port`](super::Port).
+    pub const PORTS: &str = "PORTS";
+    /// Devmap hash: interface index -> the interface that frames leave by.
+    pub const EGRESS: &str = "EGRESS";
+    /// LPM trie of all pools' CIDRs: an address in it is never the kernel's to deliver.
+    pub const POOLS: &str = "POOLS";
+    /// Array with the one element [`Node`](super::Node).
+    pub const NODE: &str = "NODE";
+
+    /// All of them, in the order in which they are made.
+    pub const ALL: [&str; 8] = [NODE, PORTS, POOLS, INBOUND, OUTBOUND, METERS, COUNTERS, EGRESS];
+}
+
+/// An IPv4 address in network byte order.
+pub type Addr = [u8; 4];
+
+/// A MAC address in transmission order.
+pub type Mac = [u8; 6];
+
+/// Where packets to a public address go. Value of [`map::INBOUND`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Inbound {
+    /// The VM's private address.
+    pub private_ip: Addr,
+    /// The address space that `private_ip` belongs to; 0 is the plain, untagged network.
+    pub tenant: u32,
+    /// Index into [`map::METERS`].
+    pub meter: u32,
+}
+
+/// A private address within its tenant. Key of [`map::OUTBOUND`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct OutboundKey {
+    /// The address space that `private_ip` belongs to; 0 is the plain, untagged network.
+    pub tenant: u32,
+    /// The VM's private address.
+    pub private_ip: Addr,
+}
+
+/// How packets from a private address appear outside. Value of [`map::OUTBOUND`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Outbound {
+    /// The public address.
+    pub eip: Addr,
+    /// Index into [`map::METERS`]; the same as in the matching [`Inbound`].
+    pub meter: u32,
+}
+
+/// What one public address has carried. Bytes are IPv4 total lengths of forwarded packets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Meter {
+    /// Bytes towards the VM.
+    pub in_bytes: u64,
+    /// Packets towards the VM.
+    pub in_packets: u64,
+    /// Bytes towards the internet.
+    pub out_bytes: u64,
+    /// Packets towards the internet.
+    pub out_packets: u64,
+}
+
+/// One interface of the node. Value of [`map::PORTS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Port {
+    /// A set of [`Port::UPLINK`] and [`Port::DOWNLINK`].
+    pub role: u8,
+    /// Not read by the program: whether `net.ipv4.conf.IF.forwarding` was on before eipnat came, so that
+    /// `unload` can put it back.
+    pub forwarding_before: u8,
+    /// The interface's own address: unicast frames to another one are not the node's to forward.
+    pub mac: Mac,
+    /// The tenant whose VMs are reached by this interface.
+    pub tenant: u32,
+}
+
+impl Port {
+    /// Bit of `role`: the interface faces the internet.
+    pub const UPLINK: u8 = 1;
+    /// Bit of `role`: the interface faces the VMs.
+    pub const DOWNLINK: u8 = 2;
+
+    /// Whether the interface faces the internet.
+    #[must_use]
+    pub const fn is_uplink(&self) -> bool {
+        self.role & Self::UPLINK != 0
+    }
+
+    /// Whether the interface faces the VMs.
+    #[must_use]
+    pub const fn is_downlink(&self) -> bool {
+        self.role & Self::DOWNLINK != 0
+    }
+}
+
+/// Settings of the whole node. The one element of [`map::NODE`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Node {
+    /// [`ABI_VERSION`] of whoever made the maps.
+    pub abi_version: u32,
+    /// Source of ICMP errors whose sender, a private router, has no public address of its own (RFC 5508 §4.2,
+    /// REQ-5c). All zero: not known.
+    pub public_ip: Addr,
+}
+
+// The BPF program and the daemon are compiled apart, by different compilers: fail there and not on the wire.
+const _: () = {
+    assert!(size_of::<Inbound>() == 12 && size_of::<Outbound>() == 8 && size_of::<OutboundKey>() == 8);
+    assert!(size_of::<Meter>() == 32 && size_of::<Port>() == 12 && size_of::<Node>() == 8);
+    assert!(core::mem::offset_of!(Inbound, meter) == 8 && core::mem::offset_of!(Outbound, meter) == 4);
+    assert!(core::mem::offset_of!(Port, mac) == 2 && core::mem::offset_of!(Port, tenant) == 8);
+};

@@ -1,0 +1,195 @@
+//! What becomes of a packet, and the counter for each outcome.
+
+use crate::abi::Mac;
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It has been rewritten and leaves.
+    Forward(Egress),
+    /// It is not eipnat's: untouched, to the kernel's own stack.
+    Pass,
+    /// The fast path cannot finish it.
+    Punt(Punt),
+    /// It is dropped, untouched.
+    Drop(Reject),
+}
+
+/// How a forwarded frame leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Egress {
+    /// Index of the interface that it leaves by.
+    pub ifindex: u32,
+    /// The next hop's MAC address.
+    pub destination: Mac,
+    /// That interface's MAC address.
+    pub source: Mac,
+}
+
+/// Defines an enum whose variants each carry a stable name and an explanation for people.
+macro_rules! reasons {
+    ($(#[$doc:meta])* $name:ident { $($variant:ident = $text:literal: $meaning:literal, $remedy:literal;)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum $name { $(#[doc = $meaning] $variant),+ }
+
+        impl $name {
+            /// Every variant, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The name in metrics and in `eipnat stats`; stable.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+
+            /// What it means, for `eipnat stats --explain`.
+            #[must_use]
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => $meaning),+ }
+            }
+
+            /// What usually causes it and what to do.
+            #[must_use]
+            pub const fn remedy(self) -> &'static str {
+                match self { $(Self::$variant => $remedy),+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Why the fast path cannot finish a packet.
+    Punt {
+        Neighbour = "neighbour": "The next hop's MAC address is not known yet.",
+            "Normal for the first packets to a neighbour. If it keeps growing, the next hop does not answer ARP.";
+        Fragment = "fragment": "The packet is larger than the next hop's MTU and may be fragmented (DF=0).",
+            "Raise the MTU of the interface it leaves by, or lower the sender's.";
+    }
+}
+
+reasons! {
+    /// Why a packet is dropped.
+    Reject {
+        FrameTruncated = "frame_truncated": "The frame is shorter than its IPv4 total length or its headers.",
+            "A broken sender or a cable fault: look at the interface's error counters.";
+        IpHeader = "ip_header": "Version is not 4, the header length is below 20, or the total length below the header's.",
+            "A broken or hostile sender.";
+        IpChecksum = "ip_checksum": "The IPv4 header checksum is wrong.",
+            "A broken link or sender; on a veth, turn checksum offload off in the sender's namespace.";
+        SourceMartian = "source_martian": "The source can never be one: 0/8, 127/8, 169.254/16, multicast, 240/4 or broadcast.",
+            "Spoofed traffic, or a VM that has not got its address yet.";
+        DestinationMartian = "destination_martian": "The destination is never forwarded: 0/8, 127/8, 169.254/16, multicast, 240/4.",
+            "A VM that asks for a link-local service (such as metadata) which this node does not offer.";
+        SpoofedSource = "spoofed_source": "A packet from the uplink claims to come from one of our own public addresses.",
+            "Spoofing; or a VM whose public address is routed outside of this node.";
+        Land = "land": "Source and destination would be the same address after translation.",
+            "A LAND attack.";
+        SourceRoute = "source_route": "The packet has a source-route option, which would leak private addresses.",
+            "Probing. Nothing legitimate uses it.";
+        TtlExpired = "ttl_expired": "The TTL is 1 or 0 and the packet would have to be forwarded.",
+            "traceroute, or a routing loop.";
+        TinyFragment = "tiny_fragment": "A TCP fragment that splits or overlaps the TCP header (RFC 1858, RFC 3128).",
+            "An attempt to get around a firewall.";
+        AuthenticationHeader = "authentication_header": "IPsec AH signs the addresses and cannot survive NAT.",
+            "Use ESP, best in UDP (RFC 3948).";
+        TransportTruncated = "transport_truncated": "The packet ends before its transport header does.",
+            "A broken or hostile sender.";
+        IcmpChecksum = "icmp_checksum": "The checksum of an ICMP error is wrong.",
+            "A broken link or sender.";
+        IcmpQuote = "icmp_quote": "The packet quoted in an ICMP error is cut short, corrupt, or not the addressee's.",
+            "A broken router, or forged errors meant to reset connections.";
+        IcmpUnmatched = "icmp_unmatched": "An ICMP error quotes a packet that belongs to no binding.",
+            "Late errors after a detach, or forged ones.";
+        IcmpType = "icmp_type": "ICMP redirect or source quench, which never cross a NAT (RFC 5508 §7.1, RFC 6633).",
+            "A misconfigured router on the path.";
+        EipUnbound = "eip_unbound": "The destination is a public address of ours that is attached to nothing.",
+            "Attach the address, or ignore the scan.";
+        SourceUnbound = "source_unbound": "The private source has no public address.",
+            "Attach an EIP to the VM that sends.";
+        Transit = "transit": "The destination is neither ours nor the node's: it would only pass through.",
+            "Somebody routes through this node; or a pool is missing in the configuration.";
+        ForeignMac = "foreign_mac": "The frame is addressed to another machine's MAC address.",
+            "A switch that floods; or the interface's MAC address was changed: restart the daemon.";
+        ForwardingDisabled = "forwarding_disabled": "The interface's forwarding sysctl is off, so the kernel's FIB gives no route.",
+            "sysctl net.ipv4.conf.IF.forwarding=1 for the interface that the packet came by.";
+        NoRoute = "no_route": "The kernel has no route for the translated packet, or one that forbids it.",
+            "ip route get the destination; add the missing route.";
+        WrongEgress = "wrong_egress": "The route leads to an interface that is no uplink (outbound) or no downlink (inbound).",
+            "ip route get the destination; check uplinks and downlinks in the configuration.";
+        MtuExceeded = "mtu_exceeded": "The packet is larger than the next hop's MTU and must not be fragmented (DF=1).",
+            "Raise the MTU of the interface it leaves by, or lower the sender's.";
+        FibError = "fib_error": "The kernel's FIB lookup failed in a way that has no name here.",
+            "Run the daemon with RUST_LOG=debug for the number, and report it.";
+        PortUnknown = "port_unknown": "The program runs on an interface that the daemon has not described to it.",
+            "Restart the daemon; if it stays, eipnat unload and start again.";
+    }
+}
+
+/// A packet counter in [`map::COUNTERS`](crate::abi::map::COUNTERS). Each packet is counted exactly once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// [`Verdict::Forward`].
+    Forward,
+    /// [`Verdict::Pass`].
+    Pass,
+    /// [`Verdict::Punt`], by reason.
+    Punt(Punt),
+    /// [`Verdict::Drop`], by reason.
+    Drop(Reject),
+}
+
+impl Counter {
+    /// How many counters there are.
+    pub const COUNT: u32 = Self::FIRST_DROP + Reject::ALL.len() as u32;
+    const FIRST_PUNT: u32 = 2;
+    const FIRST_DROP: u32 = Self::FIRST_PUNT + Punt::ALL.len() as u32;
+
+    /// The counter's place in the map.
+    #[must_use]
+    pub const fn index(self) -> u32 {
+        match self {
+            Self::Forward => 0,
+            Self::Pass => 1,
+            Self::Punt(punt) => Self::FIRST_PUNT + punt as u32,
+            Self::Drop(reject) => Self::FIRST_DROP + reject as u32,
+        }
+    }
+}
+
+impl From<&Verdict> for Counter {
+    fn from(verdict: &Verdict) -> Self {
+        match *verdict {
+            Verdict::Forward(_) => Self::Forward,
+            Verdict::Pass => Self::Pass,
+            Verdict::Punt(punt) => Self::Punt(punt),
+            Verdict::Drop(reject) => Self::Drop(reject),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_has_its_own_place() {
+        let all = [Counter::Forward, Counter::Pass]
+            .into_iter()
+            .chain(Punt::ALL.iter().map(|&punt| Counter::Punt(punt)))
+            .chain(Reject::ALL.iter().map(|&reject| Counter::Drop(reject)));
+        let indices: Vec<u32> = all.map(Counter::index).collect();
+        assert_eq!(indices, (0..Counter::COUNT).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn reason_names_are_unique_snake_case() {
+        let mut names: Vec<_> = Reject::ALL.iter().map(|r| r.name()).chain(Punt::ALL.iter().map(|p| p.name())).collect();
+        assert!(names.iter().all(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')));
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}

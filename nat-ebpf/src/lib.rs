@@ -1,0 +1,2 @@
+//! The XDP program is the binary of this package; see `main.rs`.
+#![no_std]

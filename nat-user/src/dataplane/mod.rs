@@ -1,0 +1,104 @@
+//! What the daemon can ask of a datapath. There are two: the BPF maps ([`xdp`]) and one in memory for tests
+//! ([`memory`]).
+
+pub mod memory;
+
+use std::net::Ipv4Addr;
+
+use nat_common::abi::Meter;
+use nat_common::verdict::{Punt, Reject};
+
+/// A public address that stands for a private one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Binding {
+    /// The public address: an EIP or a dynamic public IP.
+    pub public_ip: Ipv4Addr,
+    /// The private address space; 0 is the plain, untagged network.
+    pub tenant: u32,
+    /// The VM's address in it.
+    pub private_ip: Ipv4Addr,
+    /// Index of the counters that the binding's traffic is billed on.
+    pub meter: u32,
+}
+
+/// One direction of a [`Binding`] as it stands in the datapath. The two are separate map entries, so a crash
+/// between them leaves one: reconciliation has to see that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Half {
+    /// Public to private.
+    Inbound(Binding),
+    /// Private to public.
+    Outbound(Binding),
+}
+
+/// How an interface serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Faces the internet.
+    Uplink,
+    /// Faces the VMs.
+    Downlink,
+    /// Both: one-armed.
+    Both,
+}
+
+/// How the XDP program runs on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// In the driver.
+    Native,
+    /// In the kernel's generic receive path: slower, works with every driver.
+    Generic,
+}
+
+/// An interface that the program is attached to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// The interface's name.
+    pub name: String,
+    /// How it serves.
+    pub role: Role,
+    /// How the program runs on it.
+    pub mode: Mode,
+}
+
+/// Packets by outcome, summed over all CPUs; each packet is counted once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verdicts {
+    /// Rewritten and sent on by the fast path.
+    pub forward: u64,
+    /// Left to the node's own stack.
+    pub pass: u64,
+    /// Handed on by the fast path, by reason.
+    pub punts: Vec<(Punt, u64)>,
+    /// Dropped, by reason; every reason is there, at zero too.
+    pub drops: Vec<(Reject, u64)>,
+}
+
+/// The forwarding plane, seen from the control plane.
+///
+/// Only [`crate::reconcile`] calls the methods that change bindings.
+pub trait Dataplane: Send {
+    /// Every half binding that stands in the datapath, in no particular order.
+    fn halves(&self) -> anyhow::Result<Vec<Half>>;
+    /// The inbound half for a public address.
+    fn inbound(&self, public_ip: Ipv4Addr) -> anyhow::Result<Option<Binding>>;
+    /// The outbound half for a private address.
+    fn outbound(&self, tenant: u32, private_ip: Ipv4Addr) -> anyhow::Result<Option<Binding>>;
+    /// Puts one half in, or replaces the one with the same key.
+    fn insert(&mut self, half: Half) -> anyhow::Result<()>;
+    /// Takes one half out; fine if it is not there.
+    fn remove(&mut self, half: Half) -> anyhow::Result<()>;
+    /// Returns when no packet is under way that has seen the bindings as they were before the call.
+    fn quiesce(&mut self) -> anyhow::Result<()>;
+    /// Counters of the given meters, summed over all CPUs, in the same order.
+    fn meters(&self, meters: &[u32]) -> anyhow::Result<Vec<Meter>>;
+    /// Sets a meter to zero, before its first use.
+    fn reset_meter(&mut self, meter: u32) -> anyhow::Result<()>;
+    /// Packet counters by outcome.
+    fn verdicts(&self) -> anyhow::Result<Verdicts>;
+    /// The interfaces that the program is attached to.
+    fn ports(&self) -> Vec<Port>;
+    /// How many bindings there is room for.
+    fn capacity(&self) -> u32;
+}
