@@ -1,0 +1,41 @@
+//! Builds the XDP program, for `include_bytes!(concat!(env!("OUT_DIR"), "/eipnat-xdp"))`.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use nat_ebpf_builder::{OVERRIDE, PROGRAM, SOURCES, Toolchain, build, shared_target_dir};
+
+fn main() -> ExitCode {
+    match embed() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn embed() -> anyhow::Result<()> {
+    let root =
+        Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the package stands in no workspace")?;
+    for source in SOURCES {
+        println!("cargo::rerun-if-changed={}", root.join(source).display());
+    }
+    println!("cargo::rerun-if-env-changed={OVERRIDE}");
+
+    let toolchain = Toolchain::detect()?;
+    for program in toolchain.programs() {
+        println!("cargo::rerun-if-changed={}", program.display());
+    }
+    println!("cargo::rustc-env=EIPNAT_EBPF_COMPILER={toolchain}");
+
+    let out_dir = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set: not run by cargo")?);
+    let object = build(&toolchain, root, &shared_target_dir(&out_dir))?;
+    let copy = out_dir.join(PROGRAM);
+    fs::copy(&object, &copy)
+        .with_context(|| format!("cannot copy {} to {}", object.display(), copy.display()))?;
+    Ok(())
+}
