@@ -1,1 +1,6 @@
-
+//! The eipnat daemon and its command line.
+pub mod config;
+pub mod dataplane;
+pub mod model;
+pub mod reconcile;
+pub mod store;

@@ -1,0 +1,218 @@
+//! What the file means: defaults, ranges, and the rules that span several keys.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use nat_common::abi::{MAX_POOL_CIDRS, MAX_PORTS};
+
+use super::{Api, Config, DEFAULT_PIN_PATH, DEFAULT_SOCKET, Datapath, KeyError, MAX_BINDINGS, Mode, raw};
+use crate::model::{Name, PoolSpec, unusable};
+
+type Result<T> = std::result::Result<T, KeyError>;
+
+/// Longest path that a Unix socket can have, in bytes (`sun_path` without its final zero).
+const MAX_SOCKET_PATH: usize = 107;
+const MAX_REUSE_DELAY: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// Gives the file its meaning.
+pub(super) fn config(raw: raw::Raw) -> Result<Config> {
+    let pools = pools(raw.pool)?;
+    let public_ip = raw.node.public_ip.map(|text| public_ip(&text, &pools)).transpose()?;
+    Ok(Config {
+        node_name: name("node.name", raw.node.name.as_deref().unwrap_or("nat-1"))?,
+        datapath: datapath(raw.datapath, public_ip)?,
+        store_path: absolute("store.path", raw.store.path, "/var/lib/eipnat")?,
+        api: api(raw.api)?,
+        metrics_listen: listen(raw.metrics.listen.as_deref().unwrap_or("127.0.0.1:9464"))?,
+        pools,
+    })
+}
+
+fn datapath(raw: raw::Datapath, public_ip: Option<Ipv4Addr>) -> Result<Datapath> {
+    interfaces("datapath.uplinks", &raw.uplinks, "internet")?;
+    interfaces("datapath.downlinks", &raw.downlinks, "VMs")?;
+    let count = raw.uplinks.iter().chain(&raw.downlinks).collect::<BTreeSet<_>>().len();
+    if count > MAX_PORTS as usize {
+        let what = format!("{count} interfaces with the uplinks; a node can have {MAX_PORTS}: name fewer");
+        return Err(KeyError::new("datapath.downlinks", what));
+    }
+    let mode = match raw.mode.as_deref() {
+        None | Some("auto") => Mode::Auto,
+        Some("native") => Mode::Native,
+        Some("generic") => Mode::Generic,
+        Some(other) => {
+            let what = format!(r#""{other}" is no mode; write "auto", "native" or "generic""#);
+            return Err(KeyError::new("datapath.mode", what));
+        }
+    };
+    let wanted = raw.max_bindings.unwrap_or(1 << 20);
+    let max_bindings = u32::try_from(wanted).ok().filter(|max| (1..=MAX_BINDINGS).contains(max)).ok_or_else(|| {
+        let what = format!("{wanted} is out of range; write a number from 1 to {MAX_BINDINGS}");
+        KeyError::new("datapath.max_bindings", what)
+    })?;
+    Ok(Datapath {
+        uplinks: raw.uplinks,
+        downlinks: raw.downlinks,
+        mode,
+        max_bindings,
+        pin_path: absolute("datapath.pin_path", raw.pin_path, DEFAULT_PIN_PATH)?,
+        public_ip,
+    })
+}
+
+fn interfaces(key: &str, names: &[String], towards: &str) -> Result<()> {
+    if names.is_empty() {
+        let what = format!("missing; name at least one interface that faces the {towards}");
+        return Err(KeyError::new(key, what));
+    }
+    let mut seen = BTreeSet::new();
+    match names.iter().find(|name| !seen.insert(*name)) {
+        Some(twice) => Err(KeyError::new(key, format!(r#""{twice}" stands there twice; name it once"#))),
+        None => Ok(()),
+    }
+}
+
+fn api(raw: raw::Api) -> Result<Api> {
+    let socket = absolute("api.socket", raw.socket, DEFAULT_SOCKET)?;
+    let length = socket.as_os_str().as_bytes().len();
+    if length > MAX_SOCKET_PATH {
+        let what = format!("a path of {length} bytes; a socket's may have {MAX_SOCKET_PATH}: shorten it");
+        return Err(KeyError::new("api.socket", what));
+    }
+    Ok(Api { socket, group: raw.group })
+}
+
+fn listen(text: &str) -> Result<SocketAddr> {
+    text.parse().map_err(|_| {
+        let what = format!(r#""{text}" is no IP address and port; write it as in "127.0.0.1:9464""#);
+        KeyError::new("metrics.listen", what)
+    })
+}
+
+fn absolute(key: &str, text: Option<String>, default: &str) -> Result<PathBuf> {
+    let path = PathBuf::from(text.unwrap_or_else(|| default.to_owned()));
+    if path.is_absolute() && path.file_name().is_some() {
+        return Ok(path);
+    }
+    let what = format!(r#""{}" is no absolute path; write it from the root, as in "{default}""#, path.display());
+    Err(KeyError::new(key, what))
+}
+
+fn name(key: &str, text: &str) -> Result<Name> {
+    text.parse().map_err(|error| KeyError::new(key, format!("{error}; choose another")))
+}
+
+fn public_ip(text: &str, pools: &[PoolSpec]) -> Result<Ipv4Addr> {
+    let key = "node.public_ip";
+    let address = address(key, text)?;
+    if let Some(range) = unusable(address.into()) {
+        return Err(KeyError::new(key, format!("{address} is in {range}, no node's address; write one of this node's")));
+    }
+    match pools.iter().find(|pool| pool.contains(address) && !pool.reserve.contains(&address)) {
+        Some(pool) => {
+            let what = format!(r#"{address} is in pool "{}", where it may become a VM's; add it to the pool's reserve"#, pool.name);
+            Err(KeyError::new(key, what))
+        }
+        None => Ok(address),
+    }
+}
+
+fn pools(raw: Vec<raw::Pool>) -> Result<Vec<PoolSpec>> {
+    let count: usize = raw.iter().map(|pool| pool.cidrs.len()).sum();
+    if raw.is_empty() {
+        return Err(KeyError::new("pool", "missing; add a [[pool]] with name and cidrs"));
+    }
+    if count > MAX_POOL_CIDRS as usize {
+        let what = format!("{count} CIDRs in all pools; a node can have {MAX_POOL_CIDRS}: join neighbouring ones");
+        return Err(KeyError::new("pool", what));
+    }
+    let pools: Vec<PoolSpec> =
+        raw.into_iter().enumerate().map(|(index, raw)| pool(&format!("pool[{index}]"), raw)).collect::<Result<_>>()?;
+    let mut names = BTreeSet::new();
+    for (index, pool) in pools.iter().enumerate() {
+        if !names.insert(&pool.name) {
+            let what = format!(r#"a second pool "{}"; give each pool its own name"#, pool.name);
+            return Err(KeyError::new(format!("pool[{index}].name"), what));
+        }
+    }
+    no_overlap(&pools)?;
+    Ok(pools)
+}
+
+fn pool(key: &str, raw: raw::Pool) -> Result<PoolSpec> {
+    let name_key = format!("{key}.name");
+    let Some(text) = raw.name else {
+        return Err(KeyError::new(name_key, r#"missing; name the pool, as in name = "default""#));
+    };
+    let name = name(&name_key, &text)?;
+    let cidrs_key = format!("{key}.cidrs");
+    if raw.cidrs.is_empty() {
+        return Err(KeyError::new(cidrs_key, r#"missing; write at least one, as in cidrs = ["203.0.113.0/24"]"#));
+    }
+    let mut cidrs = raw.cidrs.iter().map(|text| cidr(&cidrs_key, text)).collect::<Result<Vec<_>>>()?;
+    cidrs.sort_unstable();
+    let reserve_key = format!("{key}.reserve");
+    let mut reserve = BTreeSet::new();
+    for text in &raw.reserve {
+        let address = address(&reserve_key, text)?;
+        if !cidrs.iter().any(|cidr| cidr.contains(&address)) {
+            return Err(KeyError::new(reserve_key, format!("{address} is not in this pool's cidrs; remove or correct it")));
+        }
+        reserve.insert(address);
+    }
+    let reuse_delay = delay(&format!("{key}.reuse_delay"), raw.reuse_delay.as_deref().unwrap_or("60s"))?;
+    Ok(PoolSpec { name, cidrs, reserve, reuse_delay })
+}
+
+fn delay(key: &str, text: &str) -> Result<Duration> {
+    let mistake = |what: &str| KeyError::new(key, format!(r#""{text}" is {what}; write it as in "60s" or "24h""#));
+    let delay = humantime::parse_duration(text).map_err(|_| mistake("no duration"))?;
+    if delay > MAX_REUSE_DELAY { Err(mistake("more than a year")) } else { Ok(delay) }
+}
+
+fn address(key: &str, text: &str) -> Result<Ipv4Addr> {
+    text.parse().map_err(|_| {
+        KeyError::new(key, format!(r#""{text}" is no IPv4 address; write it as in "203.0.113.1""#))
+    })
+}
+
+fn cidr(key: &str, text: &str) -> Result<Ipv4Net> {
+    let mistake = |what: String| Err(KeyError::new(key, format!(r#""{text}" {what}"#)));
+    let Ok(net) = text.parse::<Ipv4Net>() else {
+        return mistake(match text.parse::<IpAddr>() {
+            Ok(IpAddr::V4(_)) => format!(r#"has no prefix length; write "{text}/32" for the one address"#),
+            _ => r#"is no IPv4 CIDR; write it as in "203.0.113.0/24""#.to_owned(),
+        });
+    };
+    if net != net.trunc() {
+        return mistake(format!(r#"has host bits; write "{}", or "{}/32" for the one address"#, net.trunc(), net.addr()));
+    }
+    match unusable(net) {
+        Some(range) => mistake(format!("overlaps {range}, which is never routed; write addresses that are yours")),
+        None => Ok(net),
+    }
+}
+
+/// CIDRs nest or are disjoint, so in sorted order an overlap shows between neighbours.
+fn no_overlap(pools: &[PoolSpec]) -> Result<()> {
+    let mut all: Vec<(Ipv4Net, usize)> = Vec::new();
+    for (index, pool) in pools.iter().enumerate() {
+        all.extend(pool.cidrs.iter().map(|cidr| (*cidr, index)));
+    }
+    all.sort_unstable();
+    for pair in all.windows(2) {
+        let [(outer, first), (inner, second)] = [pair[0], pair[1]];
+        if outer.contains(&inner) {
+            let ((here, index), (there, other)) =
+                if first > second { ((outer, first), (inner, second)) } else { ((inner, second), (outer, first)) };
+            let of = if index == other { "the same pool".to_owned() } else { format!(r#"pool "{}""#, pools[other].name) };
+            let what = format!("{here} overlaps {there} of {of}; an address can be there only once: remove one of them");
+            return Err(KeyError::new(format!("pool[{index}].cidrs"), what));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! The configuration file: TOML in, a [`Config`] that cannot be wrong out.
+//!
+//! Three steps, each with its own module: [`raw`] gives TOML its shape, [`check`] gives it a meaning, [`host`] looks
+//! whether this machine has what is named. Every mistake becomes one [`KeyError`], before anything is changed.
+
+mod check;
+mod host;
+mod raw;
+#[cfg(test)]
+mod tests;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use ipnet::Ipv4Net;
+
+use crate::model::{Name, PoolSpec};
+
+/// Where the pins are unless the configuration says otherwise.
+pub const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/eipnat";
+
+/// Where the daemon's socket is unless the configuration says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/eipnat/api.sock";
+
+/// Most bindings that a node can be configured for.
+pub const MAX_BINDINGS: u32 = 1 << 24;
+
+/// A checked configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// What this node is called.
+    pub node_name: Name,
+    /// The XDP program's part.
+    pub datapath: Datapath,
+    /// Directory for durable state.
+    pub store_path: PathBuf,
+    /// The daemon's socket.
+    pub api: Api,
+    /// Where `/metrics` is served.
+    pub metrics_listen: SocketAddr,
+    /// Where public addresses come from: at least one pool, no two of them overlapping.
+    pub pools: Vec<PoolSpec>,
+}
+
+/// Interfaces and BPF state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Datapath {
+    /// Interfaces that face the internet; at least one.
+    pub uplinks: Vec<String>,
+    /// Interfaces that face the VMs; at least one. One that is an uplink as well is one-armed.
+    pub downlinks: Vec<String>,
+    /// How the XDP program is attached.
+    pub mode: Mode,
+    /// Most public addresses in use at one time; 1 to [`MAX_BINDINGS`].
+    pub max_bindings: u32,
+    /// Directory of the pinned maps, programs and links.
+    pub pin_path: PathBuf,
+    /// Source of ICMP errors that private routers without a public address send (RFC 5508, REQ-5c).
+    pub public_ip: Option<Ipv4Addr>,
+}
+
+/// How the XDP program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Native, else generic and a warning.
+    Auto,
+    /// In the driver, or not at all.
+    Native,
+    /// In the kernel's generic receive path.
+    Generic,
+}
+
+/// The daemon's socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Api {
+    /// Where it is.
+    pub socket: PathBuf,
+    /// The group that may use it, besides root.
+    pub group: Option<String>,
+}
+
+impl Config {
+    /// Reads a configuration file and checks it as far as that goes without a look at the machine.
+    ///
+    /// # Errors
+    /// The first mistake.
+    pub fn read(file: &Path) -> Result<Self, KeyError> {
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            KeyError::new("file", format!("cannot be read: {error}; name a readable TOML file with --config"))
+        })?;
+        check::config(raw::parse(&text)?)
+    }
+
+    /// [`Config::read`]s a file, and checks that this machine has the interfaces and the group that it names.
+    ///
+    /// # Errors
+    /// The first mistake.
+    pub fn load(file: &Path) -> Result<Self, KeyError> {
+        let mut config = Self::read(file)?;
+        host::check(&mut config)?;
+        Ok(config)
+    }
+
+    /// The CIDRs of all pools.
+    #[must_use]
+    pub fn pool_cidrs(&self) -> Vec<Ipv4Net> {
+        self.pools.iter().flat_map(|pool| pool.cidrs.iter().copied()).collect()
+    }
+}
+
+/// A mistake in the configuration. It prints as `KEY: what is wrong; how to mend it`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{key}: {what_and_mend}")]
+pub struct KeyError {
+    /// Where it is: a dotted key such as `pool[0].cidrs`, a line of the file, or the file itself.
+    pub key: String,
+    /// What is wrong; how to mend it.
+    pub what_and_mend: String,
+}
+
+impl KeyError {
+    /// A mistake at `key`.
+    pub fn new(key: impl Into<String>, what_and_mend: impl Into<String>) -> Self {
+        Self { key: key.into(), what_and_mend: what_and_mend.into() }
+    }
+}

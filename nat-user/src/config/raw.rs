@@ -1,0 +1,146 @@
+//! The file's shape: sections, keys and their types, and nothing about what they mean.
+
+use serde::Deserialize;
+
+use super::KeyError;
+
+/// Every key with an example of its value, for the mend of a wrong type and of an unknown key.
+const EXAMPLES: &[(&str, &str)] = &[
+    ("node.name", r#""nat-1""#),
+    ("node.public_ip", r#""192.0.2.1""#),
+    ("datapath.uplinks", r#"["up0"]"#),
+    ("datapath.downlinks", r#"["dn0"]"#),
+    ("datapath.mode", r#""auto""#),
+    ("datapath.max_bindings", "1048576"),
+    ("datapath.pin_path", r#""/sys/fs/bpf/eipnat""#),
+    ("store.path", r#""/var/lib/eipnat""#),
+    ("api.socket", r#""/run/eipnat/api.sock""#),
+    ("api.group", r#""eipnat""#),
+    ("metrics.listen", r#""127.0.0.1:9464""#),
+    ("pool[].name", r#""default""#),
+    ("pool[].cidrs", r#"["203.0.113.0/24"]"#),
+    ("pool[].reserve", r#"["203.0.113.1"]"#),
+    ("pool[].reuse_delay", r#""60s""#),
+];
+
+#[derive(Default, Deserialize)]
+#[serde(default, expecting = "tables")]
+pub(super) struct Raw {
+    pub(super) node: Node,
+    pub(super) datapath: Datapath,
+    pub(super) store: Store,
+    pub(super) api: Api,
+    pub(super) metrics: Metrics,
+    pub(super) pool: Vec<Pool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, expecting = "a table")]
+pub(super) struct Node {
+    pub(super) name: Option<String>,
+    pub(super) public_ip: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, expecting = "a table")]
+pub(super) struct Datapath {
+    pub(super) uplinks: Vec<String>,
+    pub(super) downlinks: Vec<String>,
+    pub(super) mode: Option<String>,
+    pub(super) max_bindings: Option<i64>,
+    pub(super) pin_path: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, expecting = "a table")]
+pub(super) struct Store {
+    pub(super) path: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, expecting = "a table")]
+pub(super) struct Api {
+    pub(super) socket: Option<String>,
+    pub(super) group: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, expecting = "a table")]
+pub(super) struct Metrics {
+    pub(super) listen: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, expecting = "a table")]
+pub(super) struct Pool {
+    pub(super) name: Option<String>,
+    pub(super) cidrs: Vec<String>,
+    pub(super) reserve: Vec<String>,
+    pub(super) reuse_delay: Option<String>,
+}
+
+/// Gives TOML its shape.
+pub(super) fn parse(text: &str) -> Result<Raw, KeyError> {
+    let toml = toml::Deserializer::parse(text).map_err(|error| syntax(text, &error))?;
+    let (mut track, mut unknown) = (serde_path_to_error::Track::new(), None);
+    let raw = serde_ignored::deserialize(serde_path_to_error::Deserializer::new(toml, &mut track), |path| {
+        unknown.get_or_insert_with(|| dotted(&path));
+    });
+    match (raw, unknown) {
+        (_, Some(key)) => Err(unknown_key(&key)),
+        (Ok(raw), None) => Ok(raw),
+        (Err(error), None) => Err(wrong_type(&track.path().to_string(), &error)),
+    }
+}
+
+fn syntax(text: &str, error: &toml::de::Error) -> KeyError {
+    let before = &text.as_bytes()[..error.span().map_or(0, |span| span.start).min(text.len())];
+    let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
+    KeyError::new(
+        format!("line {line}"),
+        format!("not TOML: {}; see https://toml.io for how it is written", error.message()),
+    )
+}
+
+fn wrong_type(key: &str, error: &toml::de::Error) -> KeyError {
+    let general = without_indices(key);
+    let mend = match EXAMPLES.iter().find(|(known, _)| general.strip_suffix("[]").unwrap_or(&general) == *known) {
+        Some((known, example)) => format!("write it as in {} = {example}", last(known)),
+        None if key.starts_with("pool") => "begin each pool with a line [[pool]]".to_owned(),
+        None => format!("begin the section with a line [{key}]"),
+    };
+    KeyError::new(key, format!("wrong type: {}; {mend}", error.message()))
+}
+
+fn unknown_key(key: &str) -> KeyError {
+    let general = without_indices(key);
+    let section = general.rsplit_once('.').map_or("", |(section, _)| section);
+    let known: Vec<&str> = if section.is_empty() {
+        vec!["[node]", "[datapath]", "[store]", "[api]", "[metrics]", "[[pool]]"]
+    } else {
+        let keys = EXAMPLES.iter().map(|(known, _)| *known);
+        keys.filter(|known| known.rsplit_once('.').is_some_and(|(its, _)| its == section)).map(last).collect()
+    };
+    KeyError::new(key, format!("unknown key; correct or remove it (known here: {})", known.join(", ")))
+}
+
+fn last(key: &str) -> &str {
+    key.rsplit_once('.').map_or(key, |(_, last)| last)
+}
+
+/// `pool[3].name` as `pool[].name`.
+fn without_indices(key: &str) -> String {
+    key.chars().filter(|c| !c.is_ascii_digit()).collect()
+}
+
+/// A path in the notation that [`serde_path_to_error`] has as well.
+fn dotted(path: &serde_ignored::Path<'_>) -> String {
+    use serde_ignored::Path;
+    match path {
+        Path::Root => String::new(),
+        Path::Seq { parent, index } => format!("{}[{index}]", dotted(parent)),
+        Path::Map { parent: Path::Root, key } => key.clone(),
+        Path::Map { parent, key } => format!("{}.{key}", dotted(parent)),
+        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => dotted(parent),
+    }
+}

@@ -1,0 +1,164 @@
+//! A datapath in memory, for tests: it forwards nothing, remembers what it was told, and is as particular about the
+//! order of writes as the kernel is.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{bail, ensure};
+use nat_common::abi::Meter;
+use nat_common::verdict::{Punt, Reject};
+
+use super::{Binding, Dataplane, Half, Mode, Port, Role, Verdicts};
+
+/// A call that changed something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// [`Dataplane::insert`].
+    Insert(Half),
+    /// [`Dataplane::remove`] of a half that was there.
+    Remove(Half),
+    /// [`Dataplane::quiesce`].
+    Quiesce,
+    /// [`Dataplane::reset_meter`].
+    ResetMeter(u32),
+}
+
+/// A datapath in memory. A clone is another handle on the same one, so that a test can look on.
+#[derive(Clone, Debug)]
+pub struct MemoryDataplane(Arc<Mutex<State>>);
+
+/// What stands in a [`MemoryDataplane`].
+#[derive(Debug)]
+pub struct State {
+    /// Inbound halves by public address.
+    pub inbound: BTreeMap<Ipv4Addr, Binding>,
+    /// Outbound halves by tenant and private address.
+    pub outbound: BTreeMap<(u32, Ipv4Addr), Binding>,
+    /// Counters by meter index.
+    pub meters: Vec<Meter>,
+    /// Packet counters.
+    pub verdicts: Verdicts,
+    /// Every change so far, in order.
+    pub events: Vec<Event>,
+    /// Whether every write fails from now on.
+    pub broken: bool,
+    /// Whether something was removed or replaced since the last [`Dataplane::quiesce`].
+    unsettled: bool,
+}
+
+impl MemoryDataplane {
+    /// A datapath without bindings that has room for `capacity` of them.
+    #[must_use]
+    pub fn new(capacity: u32) -> Self {
+        let verdicts = Verdicts {
+            punts: Punt::ALL.iter().map(|punt| (*punt, 0)).collect(),
+            drops: Reject::ALL.iter().map(|reject| (*reject, 0)).collect(),
+            ..Verdicts::default()
+        };
+        Self(Arc::new(Mutex::new(State {
+            inbound: BTreeMap::new(),
+            outbound: BTreeMap::new(),
+            meters: vec![Meter::default(); capacity as usize],
+            verdicts,
+            events: Vec::new(),
+            broken: false,
+            unsettled: false,
+        })))
+    }
+
+    /// What stands in it.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writable(&self) -> anyhow::Result<MutexGuard<'_, State>> {
+        let state = self.state();
+        ensure!(!state.broken, "the datapath in memory was told to fail");
+        Ok(state)
+    }
+}
+
+impl State {
+    /// Every half that stands.
+    #[must_use]
+    pub fn halves(&self) -> Vec<Half> {
+        let inbound = self.inbound.values().copied().map(Half::Inbound);
+        inbound.chain(self.outbound.values().copied().map(Half::Outbound)).collect()
+    }
+}
+
+impl Dataplane for MemoryDataplane {
+    fn halves(&self) -> anyhow::Result<Vec<Half>> {
+        Ok(self.state().halves())
+    }
+
+    fn inbound(&self, public_ip: Ipv4Addr) -> anyhow::Result<Option<Binding>> {
+        Ok(self.state().inbound.get(&public_ip).copied())
+    }
+
+    fn outbound(&self, tenant: u32, private_ip: Ipv4Addr) -> anyhow::Result<Option<Binding>> {
+        Ok(self.state().outbound.get(&(tenant, private_ip)).copied())
+    }
+
+    fn insert(&mut self, half: Half) -> anyhow::Result<()> {
+        let mut state = self.writable()?;
+        ensure!(!state.unsettled, "{half:?} written while packets may still see what stood in its place");
+        let replaced = match half {
+            Half::Inbound(binding) => state.inbound.insert(binding.public_ip, binding),
+            Half::Outbound(binding) => state.outbound.insert((binding.tenant, binding.private_ip), binding),
+        };
+        state.unsettled = replaced.is_some();
+        state.events.push(Event::Insert(half));
+        Ok(())
+    }
+
+    fn remove(&mut self, half: Half) -> anyhow::Result<()> {
+        let mut state = self.writable()?;
+        let removed = match half {
+            Half::Inbound(binding) => state.inbound.remove(&binding.public_ip),
+            Half::Outbound(binding) => state.outbound.remove(&(binding.tenant, binding.private_ip)),
+        };
+        if removed.is_some() {
+            state.unsettled = true;
+            state.events.push(Event::Remove(half));
+        }
+        Ok(())
+    }
+
+    fn quiesce(&mut self) -> anyhow::Result<()> {
+        let mut state = self.writable()?;
+        state.unsettled = false;
+        state.events.push(Event::Quiesce);
+        Ok(())
+    }
+
+    fn meters(&self, meters: &[u32]) -> anyhow::Result<Vec<Meter>> {
+        let state = self.state();
+        let Some(values) = meters.iter().map(|meter| state.meters.get(*meter as usize).copied()).collect() else {
+            bail!("a meter of {meters:?} is out of range");
+        };
+        Ok(values)
+    }
+
+    fn reset_meter(&mut self, meter: u32) -> anyhow::Result<()> {
+        let mut state = self.writable()?;
+        let Some(value) = state.meters.get_mut(meter as usize) else { bail!("meter {meter} is out of range") };
+        *value = Meter::default();
+        state.events.push(Event::ResetMeter(meter));
+        Ok(())
+    }
+
+    fn verdicts(&self) -> anyhow::Result<Verdicts> {
+        Ok(self.state().verdicts.clone())
+    }
+
+    fn ports(&self) -> Vec<Port> {
+        let port = |name: &str, role| Port { name: name.to_owned(), role, mode: Mode::Native };
+        vec![port("up0", Role::Uplink), port("dn0", Role::Downlink)]
+    }
+
+    fn capacity(&self) -> u32 {
+        u32::try_from(self.state().meters.len()).unwrap_or(u32::MAX)
+    }
+}

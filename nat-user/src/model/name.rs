@@ -1,0 +1,105 @@
+//! Names, and what an EIP can be attached to.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// The name of a node, a pool, an account or a VM: 1 to 63 of `a-z 0-9 - .`, beginning and ending with a letter or
+/// a digit, and not an IP address.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Name(String);
+
+impl Name {
+    /// The pool or account that is meant where none is named.
+    #[must_use]
+    pub fn default_one() -> Self {
+        Self("default".to_owned())
+    }
+}
+
+/// A text that is no [`Name`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} is no name (1 to 63 of a-z 0-9 - . that begin and end with a letter or digit, and not an IP address)"
+)]
+pub struct NameError(String);
+
+impl FromStr for Name {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let bytes = text.as_bytes();
+        let good = (1..=63).contains(&bytes.len())
+            && bytes.iter().all(|byte| alphanumeric(byte) || b"-.".contains(byte))
+            && bytes.first().is_some_and(alphanumeric)
+            && bytes.last().is_some_and(alphanumeric)
+            && text.parse::<IpAddr>().is_err();
+        if good { Ok(Self(text.to_owned())) } else { Err(NameError(text.to_owned())) }
+    }
+}
+
+impl TryFrom<String> for Name {
+    type Error = NameError;
+
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
+impl From<Name> for String {
+    fn from(name: Name) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// What an EIP is attached to, in the words of whoever asks. No name looks like an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A private address, whoever has it.
+    PrivateIp(Ipv4Addr),
+    /// A VM.
+    Vm(Name),
+}
+
+impl FromStr for Target {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        text.parse().map(Self::PrivateIp).or_else(|_| text.parse().map(Self::Vm))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_keep_to_the_rules() {
+        let longest = "a".repeat(63);
+        for good in ["a", "7", "nat-1", "acme.example", "a--b", "1.2.3", longest.as_str()] {
+            assert!(good.parse::<Name>().is_ok(), "{good}");
+        }
+        let too_long = "a".repeat(64);
+        for bad in ["", "-a", "a-", ".a", "a.", "Acme", "a_b", "a b", "ä", "10.0.0.1", "::1", too_long.as_str()] {
+            assert!(bad.parse::<Name>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_target_is_an_address_or_a_name() {
+        assert_eq!("10.0.0.2".parse(), Ok(Target::PrivateIp([10, 0, 0, 2].into())));
+        assert_eq!("web-1".parse(), Ok(Target::Vm("web-1".parse().unwrap())));
+        assert!("fd00::1".parse::<Target>().is_err());
+        assert!("10.0.0.2/32".parse::<Target>().is_err());
+    }
+}

@@ -1,0 +1,104 @@
+//! Brings the datapath to the desired state: [`plan`] compares, [`apply`] writes.
+//!
+//! **Invariant:** [`apply`] is the only caller of the methods that change bindings. A start, a repair and a command
+//! differ only in how much of the state they compare.
+//!
+//! # The order of writes
+//!
+//! A binding is two map entries, and packets pass while they are written. So:
+//!
+//! 1. What has to go goes first, inbound halves before outbound ones: nothing new reaches a VM that could not answer
+//!    any more. An entry with another value counts as one to remove and one to insert: it is never overwritten.
+//! 2. [`Dataplane::quiesce`]. A program on another CPU may still read an entry that was removed, and the kernel may
+//!    give its memory to the next one that is inserted: the packet would go to a VM that has nothing to do with it.
+//!    The wait also makes a detach true: when it is acknowledged, no packet that saw the binding is under way.
+//! 3. What is missing is inserted, outbound halves before inbound ones: from the first packet that reaches the VM on,
+//!    its answer leaves with the right source. Until then the VM may open connections, and their answers take longer
+//!    to come than the second write.
+//!
+//! So at every instant each half that stands is desired or was there before; a half never names another's VM. A crash
+//! in between leaves halves, which the next start compares like everything else.
+
+use std::collections::BTreeSet;
+
+use crate::dataplane::{Binding, Dataplane, Half};
+
+/// One write to the datapath.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// [`Dataplane::remove`].
+    Remove(Half),
+    /// [`Dataplane::quiesce`].
+    Quiesce,
+    /// [`Dataplane::insert`].
+    Insert(Half),
+}
+
+/// The writes that turn `actual` into `desired`, in an order in which no packet goes astray.
+#[must_use]
+pub fn plan(desired: &BTreeSet<Half>, actual: &BTreeSet<Half>) -> Vec<Step> {
+    // Inbound halves sort before outbound ones.
+    let mut steps: Vec<Step> = actual.difference(desired).copied().map(Step::Remove).collect();
+    if !steps.is_empty() {
+        steps.push(Step::Quiesce);
+    }
+    let missing: Vec<Half> = desired.difference(actual).copied().collect();
+    steps.extend(missing.into_iter().rev().map(Step::Insert));
+    steps
+}
+
+/// Carries the steps out, in order.
+///
+/// # Errors
+/// At the first step that fails; those before it are done.
+pub fn apply(dataplane: &mut dyn Dataplane, steps: &[Step]) -> anyhow::Result<()> {
+    for step in steps {
+        match *step {
+            Step::Remove(half) => dataplane.remove(half)?,
+            Step::Quiesce => dataplane.quiesce()?,
+            Step::Insert(half) => dataplane.insert(half)?,
+        }
+    }
+    Ok(())
+}
+
+/// Brings everything in the datapath to `desired`, and says what it took.
+///
+/// # Errors
+/// If the datapath cannot be read or written.
+pub fn everything(
+    dataplane: &mut dyn Dataplane,
+    desired: impl IntoIterator<Item = Binding>,
+) -> anyhow::Result<Vec<Step>> {
+    let actual = dataplane.halves()?.into_iter().collect();
+    let steps = plan(&halves(desired), &actual);
+    apply(dataplane, &steps)?;
+    Ok(steps)
+}
+
+/// Brings what one change touches to its desired state: the addresses of `before` and `after`, where `after` is
+/// what is to stand.
+///
+/// # Errors
+/// If the datapath cannot be read or written.
+pub fn change(
+    dataplane: &mut dyn Dataplane,
+    before: Option<Binding>,
+    after: Option<Binding>,
+) -> anyhow::Result<Vec<Step>> {
+    let mut actual = BTreeSet::new();
+    for Binding { public_ip, tenant, private_ip, .. } in before.into_iter().chain(after) {
+        actual.extend(dataplane.inbound(public_ip)?.map(Half::Inbound));
+        actual.extend(dataplane.outbound(tenant, private_ip)?.map(Half::Outbound));
+    }
+    let steps = plan(&halves(after), &actual);
+    apply(dataplane, &steps)?;
+    Ok(steps)
+}
+
+fn halves(bindings: impl IntoIterator<Item = Binding>) -> BTreeSet<Half> {
+    bindings.into_iter().flat_map(|binding| [Half::Inbound(binding), Half::Outbound(binding)]).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,168 @@
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+use crate::dataplane::memory::{Event, MemoryDataplane, State};
+
+fn binding(public: u8, private: u8, meter: u32) -> Binding {
+    Binding {
+        public_ip: Ipv4Addr::new(203, 0, 113, public),
+        tenant: 0,
+        private_ip: Ipv4Addr::new(10, 0, 0, private),
+        meter,
+    }
+}
+
+/// Few addresses, so that they collide often.
+fn any_binding() -> impl Strategy<Value = Binding> {
+    (0..5_u8, 0..5_u8, 0..3_u32).prop_map(|(public, private, meter)| binding(public, private, meter))
+}
+
+/// Whatever a crash or an outsider may have left.
+fn any_actual() -> impl Strategy<Value = Vec<Half>> {
+    vec((any_binding(), any::<bool>()), 0..12)
+        .prop_map(|list| list.into_iter().map(|(b, inbound)| half(b, inbound)).collect())
+}
+
+/// 1:1 both ways.
+fn any_desired() -> impl Strategy<Value = Vec<Binding>> {
+    vec(any_binding(), 0..8).prop_map(|list| {
+        let by_public: BTreeMap<_, _> = list.into_iter().map(|b| (b.public_ip, b)).collect();
+        let by_private: BTreeMap<_, _> = by_public.into_values().map(|b| (b.private_ip, b)).collect();
+        by_private.into_values().collect()
+    })
+}
+
+const fn half(binding: Binding, inbound: bool) -> Half {
+    if inbound { Half::Inbound(binding) } else { Half::Outbound(binding) }
+}
+
+fn dataplane_with(halves: &[Half]) -> MemoryDataplane {
+    let dataplane = MemoryDataplane::new(8);
+    for half in halves {
+        put(&mut dataplane.state(), *half);
+    }
+    dataplane
+}
+
+fn put(state: &mut State, half: Half) {
+    match half {
+        Half::Inbound(b) => state.inbound.insert(b.public_ip, b),
+        Half::Outbound(b) => state.outbound.insert((b.tenant, b.private_ip), b),
+    };
+}
+
+/// Follows the events from `initial` on and checks every instant.
+fn check_every_instant(initial: &BTreeSet<Half>, desired: &BTreeSet<Half>, events: &[Event]) {
+    let mut standing = initial.clone();
+    let mut packets_may_see_old = false;
+    for event in events {
+        match event {
+            Event::Insert(half) => {
+                assert!(!packets_may_see_old, "insert before quiesce");
+                assert!(desired.contains(half), "{half:?} was not asked for");
+                let key = |half: &Half| match half {
+                    Half::Inbound(b) => (Some(b.public_ip), None),
+                    Half::Outbound(b) => (None, Some((b.tenant, b.private_ip))),
+                };
+                assert!(standing.iter().all(|other| key(other) != key(half)), "overwritten in place");
+                if let Half::Inbound(b) = half {
+                    assert!(standing.contains(&Half::Outbound(*b)), "reachable before it can answer");
+                }
+                standing.insert(*half);
+            }
+            Event::Remove(half) => {
+                assert!(!desired.contains(half), "{half:?} taken away from under traffic");
+                packets_may_see_old = true;
+                standing.remove(half);
+            }
+            Event::Quiesce => packets_may_see_old = false,
+            Event::ResetMeter(_) => panic!("reconciliation touches no meter"),
+        }
+    }
+    assert!(!packets_may_see_old, "acknowledged before quiesce");
+}
+
+proptest! {
+    #[test]
+    fn any_state_becomes_the_desired_one(initial in any_actual(), desired in any_desired()) {
+        let mut dataplane = dataplane_with(&initial);
+        let initial: BTreeSet<Half> = dataplane.state().halves().into_iter().collect();
+        everything(&mut dataplane, desired.iter().copied()).unwrap();
+
+        let desired = halves(desired);
+        prop_assert_eq!(dataplane.state().halves().into_iter().collect::<BTreeSet<_>>(), desired.clone());
+        check_every_instant(&initial, &desired, &dataplane.state().events);
+
+        let again = plan(&desired, &desired);
+        prop_assert!(again.is_empty());
+    }
+
+    #[test]
+    fn a_run_that_died_anywhere_is_finished_by_the_next(
+        initial in any_actual(), desired in any_desired(), cut in 0..20_usize,
+    ) {
+        let mut dataplane = dataplane_with(&initial);
+        let actual = dataplane.state().halves().into_iter().collect();
+        let steps = plan(&halves(desired.iter().copied()), &actual);
+        apply(&mut dataplane, &steps[..cut.min(steps.len())]).unwrap();
+
+        // The kernel has long quiesced when the next daemon comes.
+        dataplane.quiesce().unwrap();
+        everything(&mut dataplane, desired.iter().copied()).unwrap();
+        let standing: BTreeSet<Half> = dataplane.state().halves().into_iter().collect();
+        prop_assert_eq!(standing, halves(desired));
+    }
+
+    #[test]
+    fn one_change_touches_only_its_own_addresses(
+        desired in any_desired(), before in any_binding(), after in any_binding(), kind in 0..3_u8,
+    ) {
+        let (before, after) = match kind {
+            0 => (Some(before), None),
+            1 => (None, Some(after)),
+            _ => (Some(before), Some(after)),
+        };
+        let others: Vec<Half> = halves(desired)
+            .into_iter()
+            .filter(|half| {
+                let (Half::Inbound(b) | Half::Outbound(b)) = half;
+                before.iter().chain(&after).all(|t| t.public_ip != b.public_ip && t.private_ip != b.private_ip)
+            })
+            .collect();
+        let mut dataplane = dataplane_with(&others);
+        before.into_iter().for_each(|b| halves([b]).into_iter().for_each(|h| put(&mut dataplane.state(), h)));
+        change(&mut dataplane, before, after).unwrap();
+
+        let mut expected: BTreeSet<Half> = others.into_iter().collect();
+        expected.extend(halves(after));
+        prop_assert_eq!(dataplane.state().halves().into_iter().collect::<BTreeSet<_>>(), expected);
+    }
+}
+
+#[test]
+fn a_move_takes_the_old_away_waits_and_puts_the_new_in() {
+    let (old, new) = (binding(7, 1, 0), binding(7, 2, 0));
+    let steps = plan(&halves([new]), &halves([old]));
+    assert_eq!(
+        steps,
+        [
+            Step::Remove(Half::Inbound(old)),
+            Step::Remove(Half::Outbound(old)),
+            Step::Quiesce,
+            Step::Insert(Half::Outbound(new)),
+            Step::Insert(Half::Inbound(new)),
+        ]
+    );
+}
+
+#[test]
+fn a_leftover_of_somebody_else_is_cleared_by_an_attach() {
+    let (leftover, wanted) = (binding(9, 1, 3), binding(7, 1, 0));
+    let mut dataplane = dataplane_with(&[Half::Outbound(leftover)]);
+    change(&mut dataplane, None, Some(wanted)).unwrap();
+    assert_eq!(dataplane.state().halves(), [Half::Inbound(wanted), Half::Outbound(wanted)]);
+}
