@@ -1,0 +1,130 @@
+//! What nearly every end-to-end test begins and ends with.
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Config, Daemon, EIP1, EIP2, Lab, Topology, VM1, VM2, eipnat_binary};
+
+/// How a test's lab and daemon are made.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// How the node is connected.
+    pub topology: Topology,
+    /// `datapath.mode`.
+    pub mode: &'static str,
+    /// Whether [`EIP1`] and [`EIP2`] are attached to the VMs at the start.
+    pub bound: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { topology: Topology::TwoArmed, mode: "auto", bound: true }
+    }
+}
+
+/// A lab with a running daemon.
+#[derive(Debug)]
+pub struct Bed {
+    /// The daemon; goes before the lab.
+    pub daemon: Daemon,
+    /// The network.
+    pub lab: Lab,
+}
+
+impl Bed {
+    /// Makes lab and daemon, runs the test and ends both in order: the daemon has to exit with 0, `unload` to
+    /// succeed, and nothing may be left. What goes wrong is reported along with the state of the lab.
+    ///
+    /// # Errors
+    /// Whatever went wrong.
+    pub fn run(setup: Setup, test: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let mut bed = Self::start(setup)?;
+        let result = test(&mut bed).and_then(|()| bed.end());
+        if result.is_err() {
+            eprintln!("{}", bed.describe());
+        }
+        result
+    }
+
+    fn start(setup: Setup) -> Result<Self> {
+        let lab = Lab::new(setup.topology)?;
+        let mut config = Config::of(&lab);
+        config.mode = setup.mode.into();
+        let daemon = Daemon::start(&lab, &eipnat_binary()?, config)?;
+        let bed = Self { daemon, lab };
+        if setup.bound {
+            bed.daemon.bind(EIP1, VM1)?;
+            bed.daemon.bind(EIP2, VM2)?;
+        }
+        Ok(bed)
+    }
+
+    fn end(&mut self) -> Result<()> {
+        let programs = self.lab.programs()?;
+        if self.daemon.is_running()? {
+            self.daemon.stop()?;
+        }
+        self.daemon.unload()?;
+        self.check_unloaded().with_context(|| format!("after unload; before it there were {programs:?}"))
+    }
+
+    /// Asserts that neither a program nor a pin is there.
+    ///
+    /// # Errors
+    /// When something is.
+    pub fn check_unloaded(&self) -> Result<()> {
+        let programs = self.lab.programs()?;
+        ensure!(programs.is_empty(), "XDP programs are still attached: {programs:?}");
+        let pins = pins(self.daemon.config())?;
+        ensure!(pins.is_empty(), "there are still pins: {pins:?}");
+        Ok(())
+    }
+
+    /// Ends the daemon and starts it again with the same configuration.
+    ///
+    /// # Errors
+    /// When it does not end with 0 or does not get ready again.
+    pub fn restart(&mut self) -> Result<()> {
+        self.daemon.stop()?;
+        let config = self.daemon.config().clone();
+        self.daemon = Daemon::start(&self.lab, &eipnat_binary()?, config)?;
+        Ok(())
+    }
+
+    /// The state of the lab, for whoever has to find out what went wrong.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let mut text = self.lab.describe();
+        for args in [&["status"][..], &["stats"], &["eip", "list"]] {
+            let shown = self
+                .daemon
+                .cli(args)
+                .map(|output| String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned());
+            text += &format!(
+                "--- eipnat {}\n{}",
+                args.join(" "),
+                shown.unwrap_or_else(|error| format!("{error:#}\n"))
+            );
+        }
+        text + "--- the daemon's log\n" + &self.daemon.log()
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.describe());
+        }
+    }
+}
+
+/// Names of what is pinned under the configuration's pin path.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn pins(config: &Config) -> Result<Vec<String>> {
+    let path = config.pin_path();
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    std::fs::read_dir(&path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+}

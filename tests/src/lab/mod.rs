@@ -1,0 +1,262 @@
+//! A network in network namespaces: an internet host, a NAT node, a switch and two VMs.
+//!
+//! Every lab has names of its own, so any number of them run side by side. All of it goes when the [`Lab`] is
+//! dropped, on a panic, on SIGINT and SIGTERM; what a SIGKILL left is swept up by the next lab.
+
+mod bed;
+mod capture;
+mod daemon;
+mod namespace;
+mod process;
+mod site;
+mod traffic;
+mod udp;
+mod web;
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+
+pub use bed::{Bed, Setup, pins};
+pub use capture::{Capture, Packet};
+pub use daemon::{Config, Daemon, METRICS, eipnat_binary, refused, run_eipnat};
+pub use namespace::Namespace;
+pub use process::Process;
+pub use site::{Footprint, signalled, sweep, take_first_signal};
+pub use traffic::{Iperf, IperfReport, Pings, curl, download, iperf, ping};
+pub use udp::{Received, Sender, Sink};
+pub use web::{WebServer, content};
+
+/// The internet host, which is also the node's gateway.
+pub const INTERNET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+/// A second address of the internet host, which the node reaches by its gateway only.
+pub const FAR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
+/// The node's own address towards the internet.
+pub const NODE_UP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+/// The node's own address towards the VMs: their gateway.
+pub const NODE_DOWN: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+/// The private address of the first VM.
+pub const VM1: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 10);
+/// The private address of the second VM.
+pub const VM2: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 11);
+/// The pool; the internet host routes it to the node.
+pub const POOL: &str = "203.0.113.0/24";
+/// An address of the pool, by custom the first VM's.
+pub const EIP1: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+/// An address of the pool, by custom the second VM's.
+pub const EIP2: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 11);
+/// An address of the pool that no test attaches.
+pub const EIP_SPARE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 99);
+
+/// The internet host's interface.
+pub const INTERNET_DEVICE: &str = "wan";
+/// The VMs' interfaces.
+pub const VM_DEVICE: &str = "eth0";
+
+/// How the node is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topology {
+    /// internet – up0, node, dn0 – switch – VMs.
+    TwoArmed,
+    /// Internet, VMs and the node's one interface `up0` on the same switch.
+    OneArmed,
+}
+
+impl Topology {
+    /// The node's uplink and downlink.
+    #[must_use]
+    pub fn ports(self) -> (&'static str, &'static str) {
+        match self {
+            Self::TwoArmed => ("up0", "dn0"),
+            Self::OneArmed => ("up0", "up0"),
+        }
+    }
+}
+
+/// The network. Dropping it takes everything away, processes inside included.
+#[derive(Debug)]
+pub struct Lab {
+    /// The internet host: [`INTERNET`] and [`FAR`], routes [`POOL`] to the node.
+    pub internet: Namespace,
+    /// The NAT node.
+    pub node: Namespace,
+    /// The bridge, nothing else.
+    pub switch: Namespace,
+    /// The VM with [`VM1`].
+    pub vm1: Namespace,
+    /// The VM with [`VM2`].
+    pub vm2: Namespace,
+    /// How the node is connected.
+    pub topology: Topology,
+    site: Arc<site::Site>,
+}
+
+impl Lab {
+    /// Makes a lab.
+    ///
+    /// # Errors
+    /// Without root, or when the kernel or the machine lacks something; nothing is left then.
+    pub fn new(topology: Topology) -> Result<Self> {
+        let site = site::Site::claim()?;
+        let names = ["internet", "node", "switch", "vm1", "vm2"].map(|role| site.namespace(role));
+        for name in &names {
+            namespace::host("ip", &["netns", "add", name])?;
+        }
+        let [internet, node, switch, vm1, vm2] = names.map(Namespace::open);
+        let (internet, node, switch, vm1, vm2) = (internet?, node?, switch?, vm1?, vm2?);
+        let lab = Self { internet, node, switch, vm1, vm2, topology, site };
+        lab.connect().context("cannot set up the lab's network")?;
+        Ok(lab)
+    }
+
+    /// A directory for the lab's files; goes with the lab.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.site.dir()
+    }
+
+    /// A path in [`Self::dir`].
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir().join(name)
+    }
+
+    /// Takes the lab away.
+    ///
+    /// # Errors
+    /// When something cannot be taken away.
+    pub fn remove(self) -> Result<()> {
+        self.site.undo()
+    }
+
+    /// What there is of the lab just now, BPF programs on the node's interfaces included.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn footprint(&self) -> Result<Footprint> {
+        self.site.footprint(self.programs()?.into_iter().map(|(_, id)| id).collect())
+    }
+
+    /// The XDP programs on the node's interfaces: interface and program id, as the kernel tells.
+    ///
+    /// # Errors
+    /// When `ip` cannot be asked.
+    pub fn programs(&self) -> Result<Vec<(String, u32)>> {
+        let links: serde_json::Value =
+            serde_json::from_str(&self.node.succeed("ip", &["-j", "link", "show"])?)?;
+        let links = links.as_array().context("ip -j link show gives no list")?;
+        let program = |link: &serde_json::Value| {
+            // `xdp.prog` is one program, `xdp.attached` several.
+            let id = link.pointer("/xdp/prog/id").or_else(|| link.pointer("/xdp/attached/0/prog/id"))?;
+            Some((link["ifname"].as_str()?.to_owned(), u32::try_from(id.as_u64()?).ok()?))
+        };
+        Ok(links.iter().filter_map(program).collect())
+    }
+
+    /// Turns off the merging of received TCP segments on the internet host, so that a capture there shows
+    /// packets as they were on the wire. It costs throughput.
+    ///
+    /// # Errors
+    /// When `ip` refuses.
+    pub fn capture_exactly(&self) -> Result<()> {
+        // Not `gro off`: that would take NAPI away, and with it everything redirected to this interface.
+        self.internet.ip(&[format!("link set dev {INTERNET_DEVICE} gro_max_size 1")])
+    }
+
+    fn connect(&self) -> Result<()> {
+        for host in [&self.internet, &self.node, &self.switch, &self.vm1, &self.vm2] {
+            // A new namespace takes IPv4 settings over from the machine it is on.
+            host.sysctl("net/ipv4/ip_forward", "0")?;
+            host.sysctl("net/ipv4/conf/all/rp_filter", "0")?;
+            host.sysctl("net/ipv4/conf/default/rp_filter", "0")?;
+        }
+        self.switch.ip(&[
+            "link set lo up",
+            "link add br0 type bridge mcast_snooping 0",
+            "link set br0 up",
+        ])?;
+        let (uplink, downlink) = self.topology.ports();
+        if self.topology == Topology::TwoArmed {
+            self.cable(&self.internet, INTERNET_DEVICE, &self.node, uplink)?;
+            self.plug(&self.node, downlink, "node")?;
+        } else {
+            self.plug(&self.internet, INTERNET_DEVICE, "internet")?;
+            self.plug(&self.node, uplink, "node")?;
+        }
+        self.plug(&self.vm1, VM_DEVICE, "vm1")?;
+        self.plug(&self.vm2, VM_DEVICE, "vm2")?;
+        self.internet.ip(&[
+            "link set lo up".into(),
+            format!("address add {FAR}/32 dev lo"),
+            format!("address add {INTERNET}/24 dev {INTERNET_DEVICE}"),
+            format!("route add {POOL} via {NODE_UP}"),
+        ])?;
+        self.node.ip(&[
+            "link set lo up".into(),
+            format!("address add {NODE_UP}/24 dev {uplink}"),
+            format!("address add {NODE_DOWN}/24 dev {downlink}"),
+            format!("route add default via {INTERNET}"),
+        ])?;
+        for (vm, address) in [(&self.vm1, VM1), (&self.vm2, VM2)] {
+            vm.ip(&[
+                "link set lo up".into(),
+                format!("address add {address}/24 dev {VM_DEVICE}"),
+                format!("route add default via {NODE_DOWN}"),
+            ])?;
+        }
+        Ok(())
+    }
+
+    /// A cable from a host to a port of the switch.
+    fn plug(&self, host: &Namespace, device: &str, port: &str) -> Result<()> {
+        self.cable(host, device, &self.switch, port)?;
+        self.switch.ip(&[format!("link set {port} master br0")])
+    }
+
+    fn cable(
+        &self,
+        left: &Namespace,
+        left_device: &str,
+        right: &Namespace,
+        right_device: &str,
+    ) -> Result<()> {
+        left.ip(&[format!(
+            "link add {left_device} type veth peer name {right_device} netns {}",
+            right.name()
+        )])?;
+        for (end, device) in [(left, left_device), (right, right_device)] {
+            // XDP sees what the sender's stack leaves for the hardware to finish: nothing, please. And a veth
+            // takes in what XDP redirects to it only with NAPI on, which is what GRO does.
+            end.succeed("ethtool", &["-K", device, "tx", "off", "gro", "on"])?;
+            end.ip(&[format!("link set {device} up")])?;
+        }
+        Ok(())
+    }
+
+    /// Addresses, routes, neighbours and link counters of every host, for whoever has to find out what went wrong.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        for host in [&self.internet, &self.node, &self.switch, &self.vm1, &self.vm2] {
+            for args in [&["-br", "address"][..], &["route"], &["neigh"], &["-s", "link"]] {
+                let shown = host.succeed("ip", args).unwrap_or_else(|error| format!("{error:#}"));
+                text += &format!("--- {}: ip {}\n{shown}", host.name(), args.join(" "));
+            }
+        }
+        text
+    }
+
+    /// The VM with this private address.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn vm(&self, private_ip: Ipv4Addr) -> Result<&Namespace> {
+        match private_ip {
+            VM1 => Ok(&self.vm1),
+            VM2 => Ok(&self.vm2),
+            other => bail!("no VM of the lab has {other}"),
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Real clients: ping, curl, iperf3.
+
+use std::net::Ipv4Addr;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::{Namespace, Process, content, process};
+
+/// What `ping` reports.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pings {
+    /// Requests sent.
+    pub sent: u32,
+    /// Replies received, each counted once.
+    pub received: u32,
+    /// Mean round-trip time, if anything came back.
+    pub rtt: Option<Duration>,
+}
+
+/// Sends `count` echo requests, 20 ms apart, with further options of ping.
+///
+/// # Errors
+/// When ping fails in another way than by loss, or reports duplicates or damaged replies.
+pub fn ping(from: &Namespace, to: Ipv4Addr, count: u32, options: &[&str]) -> Result<Pings> {
+    let mut command = Command::new("ping");
+    command
+        .args(["-n", "-q", "-i", "0.02", "-W", "1", "-c", &count.to_string()])
+        .args(options)
+        .arg(to.to_string());
+    let output = from.run(|| process::output(command, Duration::from_secs(60)))??;
+    let text = String::from_utf8_lossy(&output.stdout);
+    parse_ping(&text).with_context(|| {
+        format!(
+            "ping {to} in {}: {}\n{text}{}",
+            from.name(),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        )
+    })
+}
+
+fn parse_ping(text: &str) -> Result<Pings> {
+    ensure!(!text.contains("duplicates") && !text.contains("corrupted"), "not every reply was right");
+    let summary = text.lines().find(|line| line.contains("packets transmitted")).context("no summary")?;
+    let mut numbers = summary.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok());
+    let (sent, received) = numbers.next().zip(numbers.next()).context("no counts")?;
+    // rtt min/avg/max/mdev = 0.042/0.051/0.060/0.009 ms
+    let times = text.lines().find_map(|line| line.strip_prefix("rtt min/avg/max/mdev = "));
+    let mean = times.and_then(|times| times.split('/').nth(1)).and_then(|mean| mean.parse::<f64>().ok());
+    Ok(Pings { sent, received, rtt: mean.map(|ms| Duration::from_secs_f64(ms / 1000.0)) })
+}
+
+/// Fetches a URL with curl, with further options of curl.
+///
+/// # Errors
+/// When curl fails; a status of 400 or more is a failure.
+pub fn curl(from: &Namespace, url: &str, options: &[&str]) -> Result<Vec<u8>> {
+    let mut command = Command::new("curl");
+    command.args(["-sS", "--fail", "--noproxy", "*", "--connect-timeout", "10", "--max-time", "60"]);
+    command.args(options).arg(url);
+    let output = from.run(|| process::output(command, Duration::from_secs(70)))??;
+    ensure!(
+        output.status.success(),
+        "curl {url} in {}: {}: {}",
+        from.name(),
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(output.stdout)
+}
+
+/// Downloads from a [`WebServer`](super::WebServer) with curl and compares every byte.
+///
+/// # Errors
+/// When curl fails or the content is another.
+pub fn download(from: &Namespace, server: Ipv4Addr, size: usize) -> Result<()> {
+    let url = format!("http://{server}/{size}");
+    let got = curl(from, &url, &[])?;
+    ensure!(got == content(size), "{url} gave {} bytes that are not what was served", got.len());
+    Ok(())
+}
+
+/// A stream of iperf3, from client to server.
+#[derive(Clone, Copy, Debug)]
+pub struct Iperf<'a> {
+    /// Where the client runs.
+    pub client: &'a Namespace,
+    /// Where the server runs.
+    pub server: &'a Namespace,
+    /// The address that the client sends to.
+    pub target: Ipv4Addr,
+    /// How long it sends.
+    pub seconds: u32,
+    /// UDP at this rate in bit/s, or TCP as fast as it goes.
+    pub udp: Option<u64>,
+}
+
+/// What the server of an iperf3 run received.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct IperfReport {
+    /// Payload bytes.
+    pub bytes: u64,
+    /// Payload bits a second.
+    pub bits_per_second: f64,
+    /// UDP datagrams that were missing.
+    pub lost: u64,
+    /// UDP datagrams that were sent.
+    pub datagrams: u64,
+}
+
+/// Runs iperf3 to its end. `log` is a file in the lab's directory for the server's output.
+///
+/// # Errors
+/// When either side fails.
+pub fn iperf(run: Iperf<'_>, log: std::path::PathBuf) -> Result<IperfReport> {
+    let mut server = iperf_server(run.server, log)?;
+    let mut command = Command::new("iperf3");
+    command.args(["--json", "--connect-timeout", "10000", "-c", &run.target.to_string()]);
+    command.args(["-t", &run.seconds.to_string()]);
+    if let Some(rate) = run.udp {
+        command.args(["-u", "-l", "1200", "-b", &rate.to_string()]);
+    }
+    let limit = Duration::from_secs(u64::from(run.seconds) + 30);
+    let output = run.client.run(|| process::output(command, limit))??;
+    let report: Value = serde_json::from_slice(&output.stdout).context("iperf3 gives no JSON")?;
+    ensure!(output.status.success(), "iperf3 to {}: {}\n{}", run.target, report["error"], server.log());
+    server.wait(Duration::from_secs(10))?;
+    let sum = if run.udp.is_some() { &report["end"]["sum"] } else { &report["end"]["sum_received"] };
+    let number = |key: &str| sum[key].as_u64().with_context(|| format!("no {key} in iperf3's {sum}"));
+    Ok(IperfReport {
+        bytes: number("bytes")?,
+        bits_per_second: sum["bits_per_second"].as_f64().context("no rate from iperf3")?,
+        lost: if run.udp.is_some() { number("lost_packets")? } else { 0 },
+        datagrams: if run.udp.is_some() { number("packets")? } else { 0 },
+    })
+}
+
+fn iperf_server(namespace: &Namespace, log: std::path::PathBuf) -> Result<Process> {
+    let mut command = Command::new("iperf3");
+    command.args(["--server", "--one-off", "--forceflush"]);
+    let mut server = namespace.spawn(command, log)?;
+    server.wait_for("Server listening", Duration::from_secs(10))?;
+    Ok(server)
+}
