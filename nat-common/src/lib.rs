@@ -8,4 +8,10 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod abi;
+pub mod checksum;
+pub mod frame;
+pub mod parse;
+pub mod pipeline;
+pub mod translate;
 pub mod verdict;
+pub mod wire;

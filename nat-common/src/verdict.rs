@@ -185,7 +185,8 @@ mod tests {
 
     #[test]
     fn reason_names_are_unique_snake_case() {
-        let mut names: Vec<_> = Reject::ALL.iter().map(|r| r.name()).chain(Punt::ALL.iter().map(|p| p.name())).collect();
+        let mut names: Vec<_> =
+            Reject::ALL.iter().map(|r| r.name()).chain(Punt::ALL.iter().map(|p| p.name())).collect();
         assert!(names.iter().all(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')));
         let count = names.len();
         names.sort_unstable();

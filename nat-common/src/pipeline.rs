@@ -1,0 +1,281 @@
+//! The path of one packet: which binding wants it, where it goes, and only then the rewriting.
+
+use crate::abi::{Addr, Inbound, Outbound, OutboundKey, Port};
+use crate::frame::Frame;
+use crate::parse::{Ipv4, Quote, Transport};
+use crate::translate::{self, Addresses};
+use crate::verdict::{Egress, Punt, Reject, Verdict};
+use crate::wire::ethernet;
+use crate::wire::ipv4::{MIN_HEADER_LEN, address, protocol};
+
+/// All that a packet's fate depends on besides its bytes. On the fast path: BPF maps and the kernel's FIB.
+pub trait Node {
+    /// The interface with that index.
+    fn port(&mut self, ifindex: u32) -> Option<Port>;
+    /// The binding of a public address.
+    fn inbound(&mut self, public_ip: Addr) -> Option<Inbound>;
+    /// The binding of a private address.
+    fn outbound(&mut self, key: OutboundKey) -> Option<Outbound>;
+    /// Whether an address is one of a pool's.
+    fn is_pooled(&mut self, addr: Addr) -> bool;
+    /// Source of ICMP errors whose sender has no public address; all zero if there is none.
+    fn public_ip(&mut self) -> Addr;
+    /// The way out.
+    fn route(&mut self, query: &Query) -> Route;
+    /// Adds a forwarded packet to a meter.
+    fn bill(&mut self, meter: u32, direction: Direction, bytes: u16);
+}
+
+/// Which way a packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Towards the VM.
+    In,
+    /// Towards the internet.
+    Out,
+}
+
+/// A question to the routing table, about the packet as it will leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// Index of the interface that the packet came by.
+    pub ifindex: u32,
+    /// Its addresses.
+    pub addresses: Addresses,
+    /// DSCP and ECN.
+    pub tos: u8,
+    /// IP protocol.
+    pub protocol: u8,
+    /// IPv4 total length, in bytes; 0 asks without regard to the MTU.
+    pub total_len: u16,
+}
+
+/// The routing table's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// To a neighbour that is known.
+    Via(Egress),
+    /// By the interface with that index, to a neighbour whose MAC address has to be asked for.
+    Unresolved(u32),
+    /// Not to be forwarded: to the node itself, or there is no route. The kernel's FIB does not tell them apart.
+    NotForwarded,
+    /// The interface that the packet came by does not forward.
+    Disabled,
+    /// Larger than the way out allows.
+    TooBig,
+    /// A route that forbids the destination.
+    Unreachable,
+    /// Anything else.
+    Failed,
+}
+
+/// How a packet that a binding wants is to leave.
+struct Plan {
+    transport: Transport,
+    addresses: Addresses,
+    /// Those of the packet that an ICMP error quotes.
+    quoted: Addresses,
+    /// On whose account it goes out.
+    out_meter: Option<u32>,
+    /// On whose account it comes in.
+    in_meter: Option<u32>,
+}
+
+/// Decides on a packet that came by the interface `ifindex`, and rewrites it if it is to leave. What is dropped or
+/// passed stays bit for bit as it came.
+///
+/// A packet that is punted has its new addresses already, but TTL and MAC addresses as they came: a router, such as
+/// the kernel's own stack, can finish it. It is billed.
+#[inline(always)]
+pub fn process<F: Frame + ?Sized, N: Node>(frame: &mut F, ifindex: u32, node: &mut N) -> Verdict {
+    match decide(frame, ifindex, node) {
+        Ok(verdict) => verdict,
+        Err(reject) => Verdict::Drop(reject),
+    }
+}
+
+#[inline(always)]
+fn decide<F: Frame + ?Sized, N: Node>(frame: &mut F, ifindex: u32, node: &mut N) -> Result<Verdict, Reject> {
+    let port = node.port(ifindex).ok_or(Reject::PortUnknown)?;
+    let ethernet = ethernet::Header(frame.at(0)?);
+    // The kernel forwards nothing that came by link-layer broadcast or multicast, so it may have all of it.
+    if ethernet.ethertype() != ethernet::TYPE_IPV4 || ethernet.is_group() {
+        return Ok(Verdict::Pass);
+    }
+    let foreign = ethernet.destination() != port.mac;
+    let ip = Ipv4::parse(frame)?;
+    if address::is_martian(ip.source) {
+        return Err(Reject::SourceMartian);
+    }
+    if address::is_martian(ip.destination) {
+        return Err(Reject::DestinationMartian);
+    }
+    if port.is_uplink() && node.inbound(ip.source).is_some() {
+        return Err(Reject::SpoofedSource);
+    }
+    let into = node.inbound(ip.destination);
+    let query = Query {
+        ifindex,
+        addresses: Addresses::of(&ip),
+        tos: ip.tos,
+        protocol: ip.protocol,
+        total_len: ip.total_len,
+    };
+    let verdict =
+        if foreign { Err(Reject::ForeignMac) } else { carry(frame, &ip, &port, into, &query, node) };
+    match verdict {
+        // Whatever is wrong with it, what is addressed to the node itself is the kernel's to judge.
+        Err(_) if into.is_none() && is_local(&query, node) => Ok(Verdict::Pass),
+        verdict => verdict,
+    }
+}
+
+/// Whether the kernel would deliver the packet rather than forward it. It may also have no route, and then tells
+/// the sender so.
+#[inline(always)]
+fn is_local<N: Node>(query: &Query, node: &mut N) -> bool {
+    !node.is_pooled(query.addresses.destination)
+        && matches!(node.route(&Query { total_len: 0, ..*query }), Route::NotForwarded | Route::Disabled)
+}
+
+/// Translates the packet and sends it on its way.
+#[inline(always)]
+fn carry<F: Frame + ?Sized, N: Node>(
+    frame: &mut F,
+    ip: &Ipv4,
+    port: &Port,
+    into: Option<Inbound>,
+    query: &Query,
+    node: &mut N,
+) -> Result<Verdict, Reject> {
+    if address::is_link_local(ip.source) {
+        return Err(Reject::SourceMartian);
+    }
+    if address::is_link_local(ip.destination) {
+        return Err(Reject::DestinationMartian);
+    }
+    let plan = plan(frame, ip, port, into, node)?;
+    if plan.addresses.source == plan.addresses.destination {
+        return Err(Reject::Land);
+    }
+    let route = node.route(&Query { addresses: plan.addresses, ..*query });
+    let verdict = match route {
+        Route::Via(egress) => Verdict::Forward(egress),
+        Route::Unresolved(_) => Verdict::Punt(Punt::Neighbour),
+        Route::TooBig if !ip.dont_fragment => Verdict::Punt(Punt::Fragment),
+        Route::TooBig => return Err(Reject::MtuExceeded),
+        Route::NotForwarded | Route::Unreachable => return Err(Reject::NoRoute),
+        Route::Disabled => return Err(Reject::ForwardingDisabled),
+        Route::Failed => return Err(Reject::FibError),
+    };
+    if ip.ttl <= 1 {
+        return Err(Reject::TtlExpired);
+    }
+    if let Route::Via(Egress { ifindex, .. }) | Route::Unresolved(ifindex) = route {
+        check_egress(ifindex, into.is_some(), node)?;
+    }
+
+    translate::readdress(frame, ip, &plan.transport, plan.addresses, plan.quoted)?;
+    if let Verdict::Forward(egress) = &verdict {
+        translate::forward(frame, ip, egress)?;
+    }
+    if let Some(meter) = plan.out_meter {
+        node.bill(meter, Direction::Out, ip.total_len);
+    }
+    if let Some(meter) = plan.in_meter {
+        node.bill(meter, Direction::In, ip.total_len);
+    }
+    Ok(verdict)
+}
+
+/// A wrong route must not carry private addresses to the internet, nor bring back to the VMs what is to leave.
+#[inline(always)]
+fn check_egress<N: Node>(ifindex: u32, to_vm: bool, node: &mut N) -> Result<(), Reject> {
+    match node.port(ifindex) {
+        Some(port) if to_vm && port.is_downlink() || !to_vm && port.is_uplink() => Ok(()),
+        _ => Err(Reject::WrongEgress),
+    }
+}
+
+/// Finds the bindings that want the packet. `into` is the one of its destination.
+#[inline(always)]
+fn plan<F: Frame + ?Sized, N: Node>(
+    frame: &mut F,
+    ip: &Ipv4,
+    port: &Port,
+    into: Option<Inbound>,
+    node: &mut N,
+) -> Result<Plan, Reject> {
+    let out = outbound(port, ip.source, node);
+    // It would only come back, by way of the router that sends us our own addresses.
+    if out.is_some() && into.is_none() && node.is_pooled(ip.destination) {
+        return Err(Reject::EipUnbound);
+    }
+    let from_outside = out.is_none() && into.is_some() && port.is_uplink();
+    // Errors come from routers as well, which have no binding: only the quote can tell.
+    let may_be_error = port.is_downlink() && ip.protocol == protocol::ICMP;
+    if out.is_none() && !from_outside && !may_be_error {
+        return Err(unclaimed(ip, port, node));
+    }
+    if ip.payload > ip.at + MIN_HEADER_LEN {
+        frame.check_options(ip.at + MIN_HEADER_LEN, ip.payload)?;
+    }
+    let transport = Transport::parse(frame, ip)?;
+    let destination = into.map_or(ip.destination, |into| into.private_ip);
+    let (source, quoted_destination) = match &transport {
+        Transport::IcmpError(quote) => error_addresses(ip, port, quote, out, from_outside, node)?,
+        _ => match out {
+            Some(out) => (out.eip, destination),
+            None if from_outside => (ip.source, destination),
+            None => return Err(unclaimed(ip, port, node)),
+        },
+    };
+    Ok(Plan {
+        transport,
+        addresses: Addresses { source, destination },
+        // An error goes to the one who sent what it quotes.
+        quoted: Addresses { source: destination, destination: quoted_destination },
+        out_meter: out.map(|out| out.meter),
+        in_meter: into.map(|into| into.meter),
+    })
+}
+
+/// New source of an ICMP error, and new destination of the packet that it quotes (RFC 5508 §4).
+#[inline(always)]
+fn error_addresses<N: Node>(
+    ip: &Ipv4,
+    port: &Port,
+    quote: &Quote,
+    out: Option<Outbound>,
+    from_outside: bool,
+    node: &mut N,
+) -> Result<(Addr, Addr), Reject> {
+    if quote.ip.source != ip.destination {
+        return Err(Reject::IcmpQuote);
+    }
+    // From inside, the quoted packet is one that was on its way to a VM of ours.
+    if let Some(quoted) = outbound(port, quote.ip.destination, node) {
+        // REQ-5c: a private router's own address must not be seen outside.
+        let source = out.map_or_else(|| node.public_ip(), |out| out.eip);
+        return if source == [0; 4] { Err(Reject::SourceUnbound) } else { Ok((source, quoted.eip)) };
+    }
+    if from_outside { Ok((ip.source, quote.ip.destination)) } else { Err(Reject::IcmpUnmatched) }
+}
+
+/// The binding of a private address behind a port.
+#[inline(always)]
+fn outbound<N: Node>(port: &Port, private_ip: Addr, node: &mut N) -> Option<Outbound> {
+    if port.is_downlink() { node.outbound(OutboundKey { tenant: port.tenant, private_ip }) } else { None }
+}
+
+/// Why nobody wants the packet.
+#[inline(always)]
+fn unclaimed<N: Node>(ip: &Ipv4, port: &Port, node: &mut N) -> Reject {
+    if port.is_uplink() && node.is_pooled(ip.destination) {
+        Reject::EipUnbound
+    } else if port.is_downlink() {
+        Reject::SourceUnbound
+    } else {
+        Reject::Transit
+    }
+}

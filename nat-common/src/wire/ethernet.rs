@@ -1,0 +1,43 @@
+//! Ethernet II.
+
+use crate::abi::Mac;
+
+/// Length of the header.
+pub const HEADER_LEN: usize = 14;
+
+/// EtherType of IPv4 (RFC 894).
+pub const TYPE_IPV4: u16 = 0x0800;
+
+/// A header.
+pub struct Header<'a>(pub &'a mut [u8; HEADER_LEN]);
+
+impl Header<'_> {
+    /// To whom the frame is addressed.
+    #[inline(always)]
+    #[must_use]
+    pub fn destination(&self) -> Mac {
+        let [a, b, c, d, e, f, ..] = *self.0;
+        [a, b, c, d, e, f]
+    }
+
+    /// What the frame carries.
+    #[inline(always)]
+    #[must_use]
+    pub fn ethertype(&self) -> u16 {
+        u16::from_be_bytes([self.0[12], self.0[13]])
+    }
+
+    /// Whether the frame is addressed to more than one machine: broadcast or multicast.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_group(&self) -> bool {
+        self.0[0] & 1 != 0
+    }
+
+    /// Readdresses the frame.
+    #[inline(always)]
+    pub fn readdress(&mut self, destination: Mac, source: Mac) {
+        self.0[..6].copy_from_slice(&destination);
+        self.0[6..12].copy_from_slice(&source);
+    }
+}

@@ -1,0 +1,52 @@
+//! eipnat's fast path: the XDP program.
+//!
+//! What happens to a packet is decided in nat-common's pipeline. Here stand only its surroundings: the packet's
+//! memory ([`frame`]), the maps ([`maps`]), the kernel's FIB ([`node`]), and the one place where a verdict becomes
+//! an XDP action.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+#![expect(unsafe_code, reason = "packet memory, BPF maps and helpers are raw pointers")]
+
+mod frame;
+mod maps;
+mod node;
+
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use nat_common::pipeline;
+use nat_common::verdict::{Counter, Verdict};
+
+use crate::frame::XdpFrame;
+use crate::node::KernelNode;
+
+/// Entry point on every uplink and downlink. `frags`: it also takes frames that span several buffers (jumbo MTUs);
+/// all headers stand in the first.
+#[xdp(frags)]
+fn eipnat(ctx: XdpContext) -> u32 {
+    let mut frame = XdpFrame::new(&ctx);
+    let verdict = pipeline::process(&mut frame, ctx.ingress_ifindex() as u32, &mut KernelNode::new(&ctx));
+    maps::count(Counter::from(&verdict));
+    match verdict {
+        // A full queue behind the map is not seen here, only a missing interface, which the pipeline has excluded.
+        Verdict::Forward(egress) => maps::EGRESS.redirect(egress.ifindex, 0).unwrap_or(XDP_DROP),
+        // The kernel finishes what it got translated: it asks for the neighbour, or fragments.
+        Verdict::Pass | Verdict::Punt(_) => XDP_PASS,
+        Verdict::Drop(reject) => {
+            frame.log_drop(&ctx, reject);
+            XDP_DROP
+        }
+    }
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // Nothing that can panic passes the verifier, so this is never linked in.
+    loop {}
+}
+
+/// bpf_fib_lookup and others are only for programs under a GPL-compatible licence.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,87 @@
+//! The BPF maps. Names, keys and values are nat-common's; sizes that depend on the configuration are set by the
+//! daemon when it creates them.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, PerCpuArray};
+use nat_common::abi::{Addr, Inbound, MAX_POOL_CIDRS, MAX_PORTS, Meter, Node, Outbound, OutboundKey, Port};
+use nat_common::pipeline::Direction;
+use nat_common::verdict::Counter;
+
+/// Stands here for sizes that the daemon sets.
+const SET_BY_DAEMON: u32 = 1;
+
+#[map]
+static NODE: Array<Node> = Array::pinned(1, 0);
+
+#[map]
+static PORTS: HashMap<u32, Port> = HashMap::pinned(MAX_PORTS, 0);
+
+#[map]
+pub(crate) static EGRESS: DevMapHash = DevMapHash::pinned(MAX_PORTS, 0);
+
+#[map]
+static POOLS: LpmTrie<Addr, u32> = LpmTrie::pinned(MAX_POOL_CIDRS, aya_ebpf::bindings::BPF_F_NO_PREALLOC);
+
+#[map]
+static INBOUND: HashMap<Addr, Inbound> = HashMap::pinned(SET_BY_DAEMON, 0);
+
+#[map]
+static OUTBOUND: HashMap<OutboundKey, Outbound> = HashMap::pinned(SET_BY_DAEMON, 0);
+
+#[map]
+static METERS: PerCpuArray<Meter> = PerCpuArray::pinned(SET_BY_DAEMON, 0);
+
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Counter::COUNT, 0);
+
+#[inline(always)]
+pub(crate) fn port(ifindex: u32) -> Option<Port> {
+    // SAFETY: ports are only taken away after the program has left the interface.
+    unsafe { PORTS.get(ifindex) }.copied()
+}
+
+#[inline(always)]
+pub(crate) fn inbound(public_ip: Addr) -> Option<Inbound> {
+    // SAFETY: the daemon waits for an RCU grace period between taking an element out and putting another in, so an
+    // element that this program has found is not reused while it runs.
+    unsafe { INBOUND.get(public_ip) }.copied()
+}
+
+#[inline(always)]
+pub(crate) fn outbound(key: OutboundKey) -> Option<Outbound> {
+    // SAFETY: as for `inbound`.
+    unsafe { OUTBOUND.get(key) }.copied()
+}
+
+/// Whether an address is a pool's. Addresses that a pool reserves stand in the map by themselves, as 0.
+#[inline(always)]
+pub(crate) fn is_pooled(addr: Addr) -> bool {
+    POOLS.get(Key::new(32, addr)).is_some_and(|&pooled| pooled != 0)
+}
+
+#[inline(always)]
+pub(crate) fn node() -> Option<&'static Node> {
+    NODE.get(0)
+}
+
+#[inline(always)]
+pub(crate) fn bill(meter: u32, direction: Direction, bytes: u16) {
+    let Some(meter) = METERS.get_ptr_mut(meter) else { return };
+    // SAFETY: the element belongs to this CPU, and XDP programs do not interrupt each other on one.
+    let meter = unsafe { &mut *meter };
+    let (total, packets) = match direction {
+        Direction::In => (&mut meter.in_bytes, &mut meter.in_packets),
+        Direction::Out => (&mut meter.out_bytes, &mut meter.out_packets),
+    };
+    *total += u64::from(bytes);
+    *packets += 1;
+}
+
+#[inline(always)]
+pub(crate) fn count(counter: Counter) {
+    if let Some(packets) = COUNTERS.get_ptr_mut(counter.index()) {
+        // SAFETY: as in `bill`.
+        unsafe { *packets += 1 }
+    }
+}
