@@ -122,9 +122,9 @@ impl Drop for Bed {
 /// # Errors
 /// When the directory cannot be read.
 pub fn pins(config: &Config) -> Result<Vec<String>> {
-    let path = config.pin_path();
+    let path = &config.pin_path;
     if !path.exists() {
         return Ok(Vec::new());
     }
-    std::fs::read_dir(&path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    std::fs::read_dir(path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
 }

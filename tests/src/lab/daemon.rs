@@ -29,7 +29,9 @@ pub struct Config {
     pub downlinks: Vec<String>,
     /// `datapath.mode`.
     pub mode: String,
-    /// Where pins, socket and store go.
+    /// `datapath.pin_path`.
+    pub pin_path: PathBuf,
+    /// Where socket and store go.
     pub dir: PathBuf,
 }
 
@@ -38,14 +40,13 @@ impl Config {
     #[must_use]
     pub fn of(lab: &Lab) -> Self {
         let (uplink, downlink) = lab.topology.ports();
-        let dir = lab.dir().to_owned();
-        Self { uplinks: vec![uplink.into()], downlinks: vec![downlink.into()], mode: "auto".into(), dir }
-    }
-
-    /// `datapath.pin_path`.
-    #[must_use]
-    pub fn pin_path(&self) -> PathBuf {
-        self.dir.join("bpf")
+        Self {
+            uplinks: vec![uplink.into()],
+            downlinks: vec![downlink.into()],
+            mode: "auto".into(),
+            pin_path: lab.file("bpf"),
+            dir: lab.dir().to_owned(),
+        }
     }
 
     /// `api.socket`.
@@ -80,7 +81,7 @@ reuse_delay = "60s"
             self.uplinks,
             self.downlinks,
             self.mode,
-            self.pin_path().display(),
+            self.pin_path.display(),
             self.dir.join("store").display(),
             self.socket().display(),
             super::POOL,

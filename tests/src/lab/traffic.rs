@@ -95,7 +95,7 @@ pub struct Iperf<'a> {
     /// How long it sends.
     pub seconds: u32,
     /// UDP at this rate in bit/s, or TCP as fast as it goes.
-    pub udp: Option<u64>,
+    pub udp: Option<u32>,
 }
 
 /// What the server of an iperf3 run received.

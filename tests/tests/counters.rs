@@ -1,0 +1,214 @@
+//! The counters that bills are made from, against a judge on the wire and a real Prometheus server.
+
+use std::net::Ipv4Addr;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tests::lab::{
+    Bed, Capture, EIP_SPARE, EIP1, EIP2, FAR, INTERNET, INTERNET_DEVICE, METRICS, Packet, Process, Sender,
+    Setup, Sink, Topology, WebServer, curl, download, ping,
+};
+
+/// Where Prometheus listens, in the node's namespace.
+const PROMETHEUS: &str = "127.0.0.1:9090";
+
+/// Bytes and packets in one direction of one EIP.
+type Amount = (u64, u64);
+
+fn metered(bed: &Bed, eip: Ipv4Addr, direction: &str) -> Result<Amount> {
+    let text = bed.daemon.metrics()?;
+    let value = |name: &str| -> Result<u64> {
+        let wanted = [format!("eip=\"{eip}\""), format!("direction=\"{direction}\"")];
+        let mut lines = text
+            .lines()
+            .filter(|line| line.starts_with(&format!("{name}{{")) && wanted.iter().all(|w| line.contains(w)));
+        let line = lines.next().with_context(|| format!("no {name} of {eip} {direction} in\n{text}"))?;
+        ensure!(lines.next().is_none(), "two series {name} of {eip} {direction} in\n{text}");
+        Ok(line.rsplit(' ').next().unwrap_or_default().parse()?)
+    };
+    Ok((value("eipnat_eip_bytes_total")?, value("eipnat_eip_packets_total")?))
+}
+
+fn amount<'a>(packets: impl Iterator<Item = &'a Packet>) -> Amount {
+    packets.fold((0, 0), |(bytes, count), packet| (bytes + packet.total_len, count + 1))
+}
+
+#[test]
+fn counters_are_what_a_capture_on_the_wire_sums_up_to() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        let lab = &bed.lab;
+        for eip in [EIP1, EIP2] {
+            for direction in ["in", "out"] {
+                assert_eq!(
+                    metered(bed, eip, direction)?,
+                    (0, 0),
+                    "the series stand at zero from the attach on"
+                );
+            }
+        }
+        lab.capture_exactly()?;
+        let capture = Capture::start(&lab.internet, INTERNET_DEVICE, "ip", lab.file("wan.pcap"))?;
+        let _servers = [WebServer::start(&lab.vm1)?, WebServer::start(&lab.internet)?];
+        download(&lab.internet, EIP1, 1_000_001)?;
+        download(&lab.vm2, INTERNET, 333_333)?;
+        ping(&lab.internet, EIP2, 5, &["-s", "777"])?;
+        ping(&lab.vm1, FAR, 5, &["-R"])?;
+        // Dropped, so not billed.
+        ping(&lab.internet, EIP_SPARE, 2, &[])?;
+        ping(&lab.internet, EIP1, 2, &["-t", "1"])?;
+        let packets = capture.stop()?;
+        let refused = |packet: &Packet| packet.destination == EIP1 && packet.bytes[8] == 1;
+        for eip in [EIP1, EIP2] {
+            let inward =
+                amount(packets.iter().filter(|packet| packet.destination == eip && !refused(packet)));
+            let outward = amount(packets.iter().filter(|packet| packet.source == eip));
+            assert!(inward.1 > 50 && outward.1 > 50, "{eip}: {inward:?} {outward:?}");
+            assert_eq!(metered(bed, eip, "in")?, inward, "{eip} in");
+            assert_eq!(metered(bed, eip, "out")?, outward, "{eip} out");
+        }
+        Ok(())
+    })
+}
+
+/// Hairpin bytes never reach the uplink: counted by arithmetic.
+fn hairpin_is_metered_at_both_ends(topology: Topology) -> Result<()> {
+    Bed::run(Setup { topology, ..Setup::default() }, |bed| {
+        let lab = &bed.lab;
+        let sink = Sink::start(&lab.vm2, 7000)?;
+        let sender = Sender::start(&lab.vm1, (EIP2, 7000), 2000, 333)?;
+        sender.send_more(300)?;
+        let sent = sender.stop()?;
+        assert_eq!(sink.stop()?.len() as u64, sent);
+        // IPv4 and UDP headers are 28 bytes.
+        let expected = (sent * (333 + 28), sent);
+        assert_eq!(metered(bed, EIP1, "out")?, expected);
+        assert_eq!(metered(bed, EIP2, "in")?, expected);
+        assert_eq!((metered(bed, EIP1, "in")?, metered(bed, EIP2, "out")?), ((0, 0), (0, 0)));
+        Ok(())
+    })
+}
+
+#[test]
+fn hairpin_is_out_for_the_sender_and_in_for_the_receiver() -> Result<()> {
+    hairpin_is_metered_at_both_ends(Topology::TwoArmed)
+}
+
+#[test]
+fn hairpin_is_out_for_the_sender_and_in_for_the_receiver_one_armed() -> Result<()> {
+    hairpin_is_metered_at_both_ends(Topology::OneArmed)
+}
+
+#[test]
+fn metrics_and_stats_tell_the_same() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        ping(&bed.lab.internet, EIP1, 10, &[])?;
+        ping(&bed.lab.internet, EIP_SPARE, 2, &[])?;
+        let stats = bed.daemon.json(&["stats"])?;
+        let text = bed.daemon.metrics()?;
+        let families = [
+            ("verdicts", "eipnat_packets_total", "verdict"),
+            ("drops", "eipnat_dropped_packets_total", "reason"),
+        ];
+        for (part, family, label) in families {
+            let counters = stats[part].as_object().context("no object")?;
+            assert!(!counters.is_empty());
+            for (name, _) in counters {
+                let line = format!("{family}{{{label}=\"{name}\"}} ");
+                assert!(text.lines().any(|candidate| candidate.starts_with(&line)), "no {line} in\n{text}");
+            }
+        }
+        let forwarded = stats["verdicts"]["forward"].as_u64().context("no forward")?;
+        assert!((18..=20).contains(&forwarded), "{forwarded}: 20, less those that waited for a neighbour");
+        assert_eq!(stats["drops"]["eip_unbound"], 2);
+        assert_eq!(bed.daemon.metric("eipnat_bindings ")? as u64, 2);
+        let revision = bed.daemon.json(&["status"])?["revision"].as_u64();
+        assert_eq!(Some(bed.daemon.metric("eipnat_revision ")? as u64), revision);
+        assert!(text.contains("eipnat_build_info{version=\""), "{text}");
+        Ok(())
+    })
+}
+
+#[test]
+fn series_stay_across_a_detach_and_end_with_the_release() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        ping(&bed.lab.internet, EIP1, 5, &[])?;
+        let before = (metered(bed, EIP1, "in")?, metered(bed, EIP1, "out")?);
+        assert_eq!(before, ((5 * 84, 5), (5 * 84, 5)));
+        let eip = EIP1.to_string();
+        bed.daemon.ok(&["eip", "detach", &eip])?;
+        assert_eq!((metered(bed, EIP1, "in")?, metered(bed, EIP1, "out")?), before, "after the detach");
+        bed.daemon.ok(&["eip", "attach", &eip, &tests::lab::VM1.to_string()])?;
+        ping(&bed.lab.internet, EIP1, 1, &[])?;
+        assert_eq!(metered(bed, EIP1, "in")?, (6 * 84, 6), "goes on after the attach");
+        bed.daemon.ok(&["eip", "detach", &eip])?;
+        bed.daemon.ok(&["eip", "release", &eip])?;
+        let text = bed.daemon.metrics()?;
+        assert!(!text.contains(&format!("\"{eip}\"")), "{text}");
+        Ok(())
+    })
+}
+
+fn start_prometheus(bed: &Bed) -> Result<Process> {
+    let lab = &bed.lab;
+    let config = lab.file("prometheus.yml");
+    std::fs::write(
+        &config,
+        format!(
+            "global:\n  scrape_interval: 1s\nscrape_configs:\n  - job_name: eipnat\n    static_configs:\n      - targets: ['{METRICS}']\n"
+        ),
+    )?;
+    let mut command = Command::new("prometheus");
+    command.arg(format!("--config.file={}", config.display()));
+    command.arg(format!("--storage.tsdb.path={}", lab.file("prometheus").display()));
+    command.arg(format!("--web.listen-address={PROMETHEUS}"));
+    let mut prometheus = lab.node.spawn(command, lab.file("prometheus.log"))?;
+    prometheus.wait_for("Server is ready to receive web requests", Duration::from_secs(30))?;
+    Ok(prometheus)
+}
+
+/// Asks Prometheus by PromQL; the values of all series that answer.
+fn query(bed: &Bed, promql: &str) -> Result<Vec<f64>> {
+    let data = format!("query={promql}");
+    let url = format!("http://{PROMETHEUS}/api/v1/query");
+    let answer = curl(&bed.lab.node, &url, &["--get", "--data-urlencode", &data])?;
+    let answer: Value = serde_json::from_slice(&answer)?;
+    ensure!(answer["status"] == "success", "{promql}: {answer}");
+    let series = answer["data"]["result"].as_array().with_context(|| format!("no result: {answer}"))?;
+    series.iter().map(|one| Ok(one["value"][1].as_str().context("no value")?.parse()?)).collect()
+}
+
+/// Asks until Prometheus has scraped what is expected, or says what it has instead.
+fn expect(bed: &Bed, promql: &str, expected: f64) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(15);
+    loop {
+        let values = query(bed, promql)?;
+        if values.len() == 1 && (values[0] - expected).abs() < 0.5 {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{promql} is {values:?}, not {expected}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn prometheus_answers_with_the_bytes_that_were_sent() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        let lab = &bed.lab;
+        let mut prometheus = start_prometheus(bed)?;
+        expect(bed, "up{job=\"eipnat\"}", 1.0)?;
+        let sink = Sink::start(&lab.vm1, 7000)?;
+        let sender = Sender::start(&lab.internet, (EIP1, 7000), 2000, 1000)?;
+        sender.send_more(1500)?;
+        let sent = sender.stop()?;
+        assert_eq!(sink.stop()?.len() as u64, sent);
+        let bytes = (sent * 1028) as f64;
+        expect(bed, &format!("eipnat_eip_bytes_total{{eip=\"{EIP1}\",direction=\"in\"}}"), bytes)?;
+        expect(bed, &format!("sum by (eip) (eipnat_eip_packets_total{{eip=\"{EIP1}\"}})"), sent as f64)?;
+        expect(bed, "sum(eipnat_eip_bytes_total)", bytes)?;
+        expect(bed, "count(eipnat_eip_bytes_total)", 4.0)?;
+        prometheus.stop(rustix::process::Signal::TERM, Duration::from_secs(20))?;
+        Ok(())
+    })
+}

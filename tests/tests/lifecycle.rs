@@ -1,0 +1,113 @@
+//! The datapath outlives the daemon, the next daemon takes over, and `unload` takes everything off.
+
+use anyhow::Result;
+use rustix::process::{Pid, Signal, kill_process};
+use tests::lab::{Bed, Config, Daemon, EIP1, INTERNET, Lab, Setup, Topology, VM1, eipnat_binary, ping, pins};
+
+fn answered(bed: &Bed, what: &str) -> Result<()> {
+    let lab = &bed.lab;
+    for (from, to) in [(&lab.internet, EIP1), (&lab.vm1, INTERNET)] {
+        let pings = ping(from, to, 3, &[])?;
+        assert_eq!(pings.received, 3, "{to} from {} {what}", from.name());
+    }
+    Ok(())
+}
+
+#[test]
+fn sigterm_leaves_traffic_flowing() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        answered(bed, "with the daemon")?;
+        let programs = bed.lab.programs()?;
+        bed.daemon.stop()?;
+        assert!(!bed.daemon.config().socket().exists(), "the socket is still there");
+        answered(bed, "without the daemon")?;
+        assert_eq!(bed.lab.programs()?, programs);
+        Ok(())
+    })
+}
+
+#[test]
+fn sigint_ends_the_daemon_like_sigterm() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        let pid = Pid::from_raw(bed.daemon.pid().cast_signed()).expect("a process id is not 0");
+        kill_process(pid, Signal::INT)?;
+        bed.daemon.wait()?;
+        answered(bed, "without the daemon")
+    })
+}
+
+#[test]
+fn the_next_daemon_takes_over() -> Result<()> {
+    Bed::run(Setup { bound: false, ..Setup::default() }, |bed| {
+        for _ in 0..2 {
+            bed.restart()?;
+            assert_eq!(bed.lab.programs()?.len(), 2);
+        }
+        // What it was told before is for the store to know; that it can be told anew is tested here.
+        if bed.daemon.cli(&["eip", "show", &EIP1.to_string()])?.status.success() {
+            bed.daemon.ok(&["eip", "release", &EIP1.to_string()])?;
+        }
+        bed.daemon.bind(EIP1, VM1)?;
+        answered(bed, "after restarts")
+    })
+}
+
+#[test]
+fn unload_asks_a_running_daemon_to_end_first() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        assert_eq!(bed.lab.programs()?.len(), 2);
+        assert!(!pins(bed.daemon.config())?.is_empty());
+        bed.daemon.unload()?;
+        bed.daemon.wait()?;
+        bed.check_unloaded()?;
+        let pings = ping(&bed.lab.internet, EIP1, 1, &[])?;
+        assert_eq!(pings.received, 0, "nothing translates any more");
+        Ok(())
+    })
+}
+
+#[test]
+fn unload_puts_back_what_the_daemon_changed_and_may_be_repeated() -> Result<()> {
+    let lab = Lab::new(Topology::TwoArmed)?;
+    lab.node.sysctl("net/ipv4/conf/dn0/forwarding", "1")?;
+    let forwarding = |device: &str| lab.node.read_sysctl(&format!("net/ipv4/conf/{device}/forwarding"));
+    let mut daemon = Daemon::start(&lab, &eipnat_binary()?, Config::of(&lab))?;
+    assert_eq!((forwarding("up0")?, forwarding("dn0")?), ("1".to_owned(), "1".to_owned()));
+    assert_eq!(lab.node.read_sysctl("net/ipv4/ip_forward")?, "0", "of its own interfaces only");
+    daemon.stop()?;
+    for _ in 0..2 {
+        daemon.unload()?;
+        assert_eq!(lab.programs()?, []);
+        assert_eq!(pins(daemon.config())?, Vec::<String>::new());
+        assert_eq!((forwarding("up0")?, forwarding("dn0")?), ("0".to_owned(), "1".to_owned()));
+    }
+    // And from the beginning again.
+    daemon = Daemon::start(&lab, &eipnat_binary()?, Config::of(&lab))?;
+    daemon.bind(EIP1, VM1)?;
+    let pings = ping(&lab.internet, EIP1, 1, &[])?;
+    assert_eq!(pings.received, 1);
+    daemon.stop()?;
+    daemon.unload()?;
+    lab.remove()
+}
+
+#[test]
+fn a_bpffs_that_is_there_already_is_used() -> Result<()> {
+    let lab = Lab::new(Topology::TwoArmed)?;
+    let mut config = Config::of(&lab);
+    let bpffs = lab.file("bpffs");
+    std::fs::create_dir(&bpffs)?;
+    rustix::mount::mount("bpf", &bpffs, "bpf", rustix::mount::MountFlags::empty(), None)?;
+    // The pin path is a directory in it.
+    config.pin_path = bpffs.join("eipnat");
+    let mut daemon = Daemon::start(&lab, &eipnat_binary()?, config.clone())?;
+    assert!(!pins(&config)?.is_empty());
+    daemon.bind(EIP1, VM1)?;
+    daemon.stop()?;
+    let pings = ping(&lab.internet, EIP1, 1, &[])?;
+    assert_eq!(pings.received, 1);
+    daemon.unload()?;
+    assert_eq!(lab.programs()?, []);
+    assert_eq!(pins(&config)?, Vec::<String>::new());
+    lab.remove()
+}
