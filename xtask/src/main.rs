@@ -1,1 +1,71 @@
-fn main() {}
+//! `cargo xtask`: set-up, build, run and test.
+
+mod apt;
+mod needs;
+mod run;
+mod setup;
+mod shell;
+mod test;
+#[cfg(test)]
+mod tidy;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use needs::Profile;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about, disable_help_subcommand = true)]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing, and say what for. A second run installs nothing.
+    Setup {
+        /// Install only what this takes.
+        #[arg(long, value_enum, default_value_t = Profile::Test)]
+        profile: Profile,
+    },
+    /// Set up, and build everything for release.
+    Build,
+    /// Set up, build, and show the main job in a lab of network namespaces; with --config, run the daemon itself.
+    Run {
+        /// End the demonstration after this long [default: on a terminal at Ctrl-C, else after 10].
+        #[arg(long, value_name = "N", conflicts_with = "config")]
+        seconds: Option<u64>,
+        /// Run the daemon on this machine's own interfaces instead, with this configuration.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Further arguments, for `eipnat-lab demo` or `eipnat run`.
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// Set up, and run every check and test, or, with a filter, just the tests that match.
+    Test {
+        /// Arguments for the test programs, such as a filter on the tests' names.
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().task {
+        Task::Setup { profile } => setup::run(profile).map(|()| true),
+        Task::Build => setup::run(Profile::Build).and_then(|()| run::build()).map(|()| true),
+        Task::Run { seconds, config, arguments } => run::run(seconds, config, &arguments).map(|()| true),
+        Task::Test { arguments } => test::run(&arguments),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

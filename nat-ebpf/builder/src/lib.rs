@@ -7,6 +7,7 @@
 //!
 //! The first that is complete is taken; [`OVERRIDE`] names one. Both link with bpf-linker.
 
+mod programs;
 mod toolchain;
 
 use std::env;
@@ -16,7 +17,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 
-pub use toolchain::{BPF_LINKER_VERSION, LLVM_VERSION, Missing, NIGHTLY, OVERRIDE, Toolchain, Way};
+pub use programs::{cargo_bin, find_program, search_path};
+pub use toolchain::{
+    BPF_LINKER_VERSION, LLVM_VERSION, Missing, NIGHTLY, OVERRIDE, Toolchain, Way, find_linker,
+};
 
 /// The target triple. XDP programs run on the machine that builds them, or on one of its kind.
 pub const TARGET: &str =

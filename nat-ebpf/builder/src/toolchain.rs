@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::TARGET;
+use crate::programs::find_program;
 
 /// Environment variable that names the [`Way`] to build by: `nightly` or `debian`. Unset or empty: the first that
 /// works.
@@ -146,7 +147,7 @@ impl Toolchain {
 /// The pinned nightly, or else whichever nightly the user has, if it will do.
 fn find_nightly() -> Result<(PathBuf, String), String> {
     let rustup = find_program("rustup").ok_or("rustup is not installed")?;
-    let mut why = String::new();
+    let mut reasons = Vec::new();
     for name in [NIGHTLY, "nightly"] {
         // An installed toolchain only: newer rustups would fetch one that is named.
         let which = output(
@@ -155,17 +156,15 @@ fn find_nightly() -> Result<(PathBuf, String), String> {
                 .env("RUSTUP_AUTO_INSTALL", "0"),
         );
         let Some(rustc) = which.map(|path| PathBuf::from(path.trim())) else {
-            if why.is_empty() {
-                why = format!("{name} is not installed");
-            }
+            reasons.push(format!("{name} is not installed"));
             continue;
         };
         match check_nightly(&rustc) {
             Ok(found) => return Ok(found),
-            Err(reason) => why = format!("{name} {reason}"),
+            Err(reason) => reasons.push(format!("{name} {reason}")),
         }
     }
-    Err(why)
+    Err(reasons.join(", "))
 }
 
 fn check_nightly(rustc: &Path) -> Result<(PathBuf, String), String> {
@@ -209,7 +208,11 @@ fn check_compiler(bin: &Path) -> Result<(PathBuf, String), String> {
     }
 }
 
-fn find_linker() -> Result<PathBuf, String> {
+/// Looks for a bpf-linker that is new enough.
+///
+/// # Errors
+/// Says what is the matter, in a few words.
+pub fn find_linker() -> Result<PathBuf, String> {
     let linker = find_program("bpf-linker").ok_or("bpf-linker is not installed")?;
     let version = output(Command::new(&linker).arg("--version")).ok_or("bpf-linker does not run")?;
     let number = version.trim().trim_start_matches("bpf-linker ");
@@ -219,17 +222,6 @@ fn find_linker() -> Result<PathBuf, String> {
         let (major, minor, patch) = BPF_LINKER_VERSION;
         Err(format!("bpf-linker {number} is older than {major}.{minor}.{patch}"))
     }
-}
-
-/// Looks on the PATH, and where `cargo install` and rustup put programs.
-fn find_program(name: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from);
-    let cargo_home = cargo_home.or_else(|| env::home_dir().map(|home| home.join(".cargo")));
-    env::split_paths(&path)
-        .chain(cargo_home.map(|home| home.join("bin")))
-        .map(|dir| dir.join(name))
-        .find(|path| path.is_file())
 }
 
 /// Standard output of a command that succeeds.

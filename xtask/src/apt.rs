@@ -1,0 +1,149 @@
+//! Debian's packages.
+
+use std::env;
+use std::fs;
+use std::process::{self, Command, Stdio};
+
+use anyhow::{Context as _, bail};
+use nat_ebpf_builder::{cargo_bin, find_program};
+
+use crate::shell::{Step, as_root, say};
+
+/// A package and what it is for.
+pub(crate) type Wanted = (&'static str, &'static str);
+
+/// Refuses what apt does not have, before anything is changed, and brings its lists up to date for the rest.
+///
+/// # Errors
+/// One line that names every package that cannot be had.
+pub(crate) fn prepare(wanted: &[Wanted]) -> anyhow::Result<()> {
+    if find_program("apt-get").is_none() {
+        bail!("this system has no apt-get; install by hand: {}", list(wanted.iter().copied()));
+    }
+    let mut update = apt_get()?;
+    if let Err(error) =
+        Step::new("package lists (apt-get update): they may be too old").run(update.arg("update"))
+    {
+        say(format_args!("{error:#}"));
+        say("going on with the package lists that are there");
+    }
+    let known = candidates(wanted)?;
+    let unknown = wanted.iter().copied().filter(|(package, _)| !known.iter().any(|name| name == package));
+    let unknown = list(unknown);
+    if !unknown.is_empty() {
+        bail!("this system's package sources do not have {unknown}; install that by hand and run this again");
+    }
+    Ok(())
+}
+
+/// Installs packages, after [`prepare`].
+///
+/// # Errors
+/// When apt-get fails, with its last lines. Nothing that is installed is ever removed.
+pub(crate) fn install(wanted: &[Wanted]) -> anyhow::Result<()> {
+    for (package, why) in wanted {
+        say(format_args!("{package}: {why}"));
+    }
+    let mut command = apt_get()?;
+    command
+        .args(["install", "-y", "--no-install-recommends", "--no-remove", "-o", "APT::Status-Fd=1"])
+        .args(wanted.iter().map(|(package, _)| package));
+    let title = format!("{} packages (apt-get install)", wanted.len());
+    Step { title: &title, progress: Some(progress), patience: None }.run(&mut command)
+}
+
+/// Takes one program out of a package, after [`prepare`], and puts it into cargo's directory of programs.
+///
+/// # Errors
+/// When it cannot be fetched or is not in the package.
+pub(crate) fn take_program(program: &str, package: &str, why: &str) -> anyhow::Result<()> {
+    let bin = cargo_bin().context("there is neither CARGO_HOME nor HOME")?;
+    let dir = env::temp_dir().join(format!("eipnat-setup-{}", process::id()));
+    fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let title = format!("{program} (the program alone from Debian's package, into {}): {why}", bin.display());
+    let script =
+        r#"apt-get download -q "$1" && dpkg-deb -x "$1"_*.deb . && install -m 755 "usr/bin/$2" "$3""#;
+    let mut command = Command::new("sh");
+    command.current_dir(&dir).args(["-ec", script, "sh", package, program]).arg(&bin);
+    let result = Step::new(&title).run(&mut command);
+    fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+    result
+}
+
+fn apt_get() -> anyhow::Result<Command> {
+    let mut command = as_root("env", "installing packages")?;
+    // NEEDRESTART_SUSPEND: Ubuntu would ask which services to restart.
+    command.args(["DEBIAN_FRONTEND=noninteractive", "NEEDRESTART_SUSPEND=1", "LC_ALL=C.UTF-8"]).args([
+        "apt-get",
+        "-q",
+        "-o",
+        "DPkg::Lock::Timeout=300",
+    ]);
+    Ok(command)
+}
+
+/// The packages among these that there is a version of to install.
+fn candidates(wanted: &[Wanted]) -> anyhow::Result<Vec<String>> {
+    let mut command = Command::new("apt-cache");
+    command.arg("policy").args(wanted.iter().map(|(package, _)| package)).env("LC_ALL", "C.UTF-8");
+    let output = command.stdin(Stdio::null()).output().context("cannot start apt-cache")?;
+    Ok(parse_policy(&String::from_utf8_lossy(&output.stdout)))
+}
+
+fn parse_policy(text: &str) -> Vec<String> {
+    let mut package = "";
+    let mut known = Vec::new();
+    for line in text.lines() {
+        if let Some(candidate) = line.trim_start().strip_prefix("Candidate:") {
+            if candidate.trim() != "(none)" {
+                known.push(package.to_owned());
+            }
+        } else if let Some(name) = line.strip_suffix(':')
+            && !name.starts_with(' ')
+        {
+            package = name;
+        }
+    }
+    known
+}
+
+/// Reads `dlstatus:NUMBER:PERCENT:WORDS` and `pmstatus:PACKAGE:PERCENT:WORDS`: fetching, then installing.
+fn progress(line: &str) -> Option<(f32, &str)> {
+    let mut fields = line.splitn(4, ':');
+    let start = match fields.next()? {
+        "dlstatus" => 0.0,
+        "pmstatus" => 0.5,
+        _ => return None,
+    };
+    let percent: f32 = fields.nth(1)?.parse().ok()?;
+    Some((start + percent / 200.0, fields.next().unwrap_or_default()))
+}
+
+fn list(wanted: impl Iterator<Item = Wanted>) -> String {
+    wanted.map(|(package, why)| format!("{package} ({why})")).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packages_without_a_candidate_are_not_known() {
+        let policy = "gcc:\n  Installed: (none)\n  Candidate: 4:12.2.0-3\n  Version table:\n     4:12.2.0-3 500\n        \
+                      500 http://deb.debian.org/debian bookworm/main amd64 Packages\n\
+                      c-compiler:\n  Installed: (none)\n  Candidate: (none)\n  Version table:\n\
+                      g++:\n  Installed: 4:12.2.0-3\n  Candidate: 4:12.2.0-3\n";
+        assert_eq!(parse_policy(policy), ["gcc", "g++"]);
+    }
+
+    #[test]
+    fn status_lines_are_progress_and_others_are_not() {
+        assert_eq!(
+            progress("dlstatus:3:50.0:Retrieving file 3 of 6"),
+            Some((0.25, "Retrieving file 3 of 6"))
+        );
+        assert_eq!(progress("pmstatus:gcc:50:Unpacking gcc (amd64)"), Some((0.75, "Unpacking gcc (amd64)")));
+        assert_eq!(progress("Unpacking gcc (4:12.2.0-3) ..."), None);
+        assert_eq!(progress("pmerror:/x.deb:20.0:broken"), None);
+    }
+}

@@ -1,0 +1,181 @@
+//! Every check and test, in the order of their cost.
+
+use std::fmt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+use crate::needs::Profile;
+use crate::setup;
+use crate::shell::{Seconds, as_root, cargo, is_root, path_variable, target_dir};
+
+/// How a check came out.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    Ok,
+    Failed(String),
+    /// It could not be done here, and why; the rest counts without it.
+    Skipped(String),
+}
+
+/// One check.
+struct Check {
+    name: &'static str,
+    run: fn() -> anyhow::Result<Outcome>,
+}
+
+const CHECKS: &[Check] = &[
+    Check { name: "layout (rustfmt)", run: || status(cargo().args(["fmt", "--all", "--check"])) },
+    Check { name: "lints (clippy)", run: clippy },
+    Check { name: "lints of the XDP program (clippy)", run: clippy_ebpf },
+    Check { name: "licences and sources (cargo-deny)", run: deny },
+    Check { name: "security advisories (cargo-deny)", run: advisories },
+    Check { name: "documentation (rustdoc)", run: doc },
+];
+
+/// Sets up, runs every check and test whether or not those before it failed, and prints how each came out. With
+/// arguments for the test programs, such as a filter, the checks are left out. Says whether all is well.
+///
+/// # Errors
+/// When set-up fails.
+pub(crate) fn run(arguments: &[String]) -> anyhow::Result<bool> {
+    setup::run(Profile::Test)?;
+    let mut report = Report::default();
+    if arguments.is_empty() {
+        for check in CHECKS {
+            report.add(check.name, check.run);
+        }
+    } else {
+        println!("test: only what matches `{}`, without the checks", arguments.join(" "));
+    }
+    report.add("tests (cargo test)", || tests(arguments));
+    print!("{report}");
+    Ok(report.is_good())
+}
+
+fn clippy() -> anyhow::Result<Outcome> {
+    status(cargo().args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))
+}
+
+/// The XDP program is checked as if for this machine, by the same clippy as everything else: neither rustup's
+/// minimal nightly nor Debian's Rust comes with one.
+fn clippy_ebpf() -> anyhow::Result<Outcome> {
+    let mut command = cargo();
+    command
+        .args(["clippy", "--locked", "--package", "nat-ebpf", "--bin", "eipnat-xdp", "--features", "program"])
+        .args(["--target-dir"])
+        .arg(target_dir()?.join("ebpf-lint"))
+        .args(["--", "-D", "warnings"])
+        // aya-ebpf wants an unstable feature, and a program without std cannot unwind.
+        .envs([("RUSTC_BOOTSTRAP", "1"), ("CARGO_PROFILE_DEV_PANIC", "abort")]);
+    status(&mut command)
+}
+
+fn deny() -> anyhow::Result<Outcome> {
+    status(cargo().args(["deny", "--all-features", "--locked", "check", "bans", "licenses", "sources"]))
+}
+
+fn advisories() -> anyhow::Result<Outcome> {
+    // Told apart here, since the check itself fails alike for an advisory and for a database out of reach.
+    let fetched =
+        cargo().args(["deny", "--all-features", "--locked", "fetch", "db"]).stdin(Stdio::null()).output()?;
+    if !fetched.status.success() {
+        return Ok(Outcome::Skipped("the advisory database cannot be fetched from here".to_owned()));
+    }
+    status(cargo().args(["deny", "--all-features", "--locked", "check", "--disable-fetch", "advisories"]))
+}
+
+fn doc() -> anyhow::Result<Outcome> {
+    status(cargo().args(["doc", "--workspace", "--no-deps", "--locked"]).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+fn tests(arguments: &[String]) -> anyhow::Result<Outcome> {
+    let mut command = cargo();
+    command.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
+    if !is_root() {
+        // Only the test programs run as root, cargo and the compiler do not.
+        let sudo = as_root("true", "the tests load XDP programs and make network namespaces, which")?;
+        println!("test: the test programs run as root, through sudo");
+        let path = path_variable()?;
+        let sudo = Path::new(sudo.get_program()).display().to_string();
+        let runner = [&sudo, "--preserve-env", "--", "env", &path.to_string_lossy()];
+        command.arg("--config").arg(format!("target.'cfg(all())'.runner = {runner:?}"));
+    }
+    status(command.arg("--").args(arguments))
+}
+
+fn status(command: &mut Command) -> anyhow::Result<Outcome> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask stands in no workspace")?;
+    let status = command.current_dir(root).stdin(Stdio::null()).status();
+    let status = status.with_context(|| format!("cannot start {}", command.get_program().display()))?;
+    Ok(if status.success() { Outcome::Ok } else { Outcome::Failed(status.to_string()) })
+}
+
+/// How each check came out, and how long it took.
+#[derive(Default)]
+struct Report(Vec<(&'static str, Duration, Outcome)>);
+
+impl Report {
+    fn add(&mut self, name: &'static str, check: impl FnOnce() -> anyhow::Result<Outcome>) {
+        println!("test: {name}");
+        let start = Instant::now();
+        let outcome = check().unwrap_or_else(|error| Outcome::Failed(format!("{error:#}")));
+        self.0.push((name, start.elapsed(), outcome));
+    }
+
+    fn is_good(&self) -> bool {
+        self.0.iter().all(|(_, _, outcome)| !matches!(outcome, Outcome::Failed(_)))
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f)?;
+        for (name, time, outcome) in &self.0 {
+            let time = Seconds(*time).to_string();
+            let outcome = match outcome {
+                Outcome::Ok => "ok".to_owned(),
+                Outcome::Failed(why) => format!("FAILED: {why}"),
+                Outcome::Skipped(why) => format!("skipped: {why}"),
+            };
+            writeln!(f, "{name:<36}{time:>8}  {outcome}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(outcomes: impl IntoIterator<Item = anyhow::Result<Outcome>>) -> Report {
+        let mut report = Report::default();
+        for outcome in outcomes {
+            report.add("check", || outcome);
+        }
+        report
+    }
+
+    #[test]
+    fn one_failure_spoils_the_whole() {
+        assert!(report([Ok(Outcome::Ok), Ok(Outcome::Ok)]).is_good());
+        assert!(!report([Ok(Outcome::Failed("exit status: 1".into())), Ok(Outcome::Ok)]).is_good());
+        assert!(!report([Ok(Outcome::Ok), Err(anyhow::anyhow!("no sudo"))]).is_good());
+    }
+
+    #[test]
+    fn what_was_skipped_is_said_and_spoils_nothing() {
+        let report = report([Ok(Outcome::Skipped("no network".into())), Ok(Outcome::Ok)]);
+        assert!(report.is_good());
+        assert!(report.to_string().contains("skipped: no network"), "{report}");
+    }
+
+    #[test]
+    fn commands_that_fail_are_failures() {
+        assert_eq!(status(&mut Command::new("true")).unwrap(), Outcome::Ok);
+        assert_eq!(status(&mut Command::new("false")).unwrap(), Outcome::Failed("exit status: 1".into()));
+        assert!(status(&mut Command::new("/no/such/program")).is_err());
+    }
+}
