@@ -1,1 +1,7 @@
-fn main() {}
+//! The program `eipnat`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    nat_user::cli::main()
+}

@@ -16,7 +16,7 @@ type Result<T> = std::result::Result<T, KeyError>;
 
 /// Longest path that a Unix socket can have, in bytes (`sun_path` without its final zero).
 const MAX_SOCKET_PATH: usize = 107;
-const MAX_REUSE_DELAY: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+const MAX_REUSE_DELAY: Duration = Duration::from_hours(365 * 24);
 
 /// Gives the file its meaning.
 pub(super) fn config(raw: raw::Raw) -> Result<Config> {
@@ -50,10 +50,11 @@ fn datapath(raw: raw::Datapath, public_ip: Option<Ipv4Addr>) -> Result<Datapath>
         }
     };
     let wanted = raw.max_bindings.unwrap_or(1 << 20);
-    let max_bindings = u32::try_from(wanted).ok().filter(|max| (1..=MAX_BINDINGS).contains(max)).ok_or_else(|| {
-        let what = format!("{wanted} is out of range; write a number from 1 to {MAX_BINDINGS}");
-        KeyError::new("datapath.max_bindings", what)
-    })?;
+    let max_bindings =
+        u32::try_from(wanted).ok().filter(|max| (1..=MAX_BINDINGS).contains(max)).ok_or_else(|| {
+            let what = format!("{wanted} is out of range; write a number from 1 to {MAX_BINDINGS}");
+            KeyError::new("datapath.max_bindings", what)
+        })?;
     Ok(Datapath {
         uplinks: raw.uplinks,
         downlinks: raw.downlinks,
@@ -98,7 +99,8 @@ fn absolute(key: &str, text: Option<String>, default: &str) -> Result<PathBuf> {
     if path.is_absolute() && path.file_name().is_some() {
         return Ok(path);
     }
-    let what = format!(r#""{}" is no absolute path; write it from the root, as in "{default}""#, path.display());
+    let what =
+        format!(r#""{}" is no absolute path; write it from the root, as in "{default}""#, path.display());
     Err(KeyError::new(key, what))
 }
 
@@ -110,11 +112,17 @@ fn public_ip(text: &str, pools: &[PoolSpec]) -> Result<Ipv4Addr> {
     let key = "node.public_ip";
     let address = address(key, text)?;
     if let Some(range) = unusable(address.into()) {
-        return Err(KeyError::new(key, format!("{address} is in {range}, no node's address; write one of this node's")));
+        return Err(KeyError::new(
+            key,
+            format!("{address} is in {range}, no node's address; write one of this node's"),
+        ));
     }
     match pools.iter().find(|pool| pool.contains(address) && !pool.reserve.contains(&address)) {
         Some(pool) => {
-            let what = format!(r#"{address} is in pool "{}", where it may become a VM's; add it to the pool's reserve"#, pool.name);
+            let what = format!(
+                r#"{address} is in pool "{}", where it may become a VM's; add it to the pool's reserve"#,
+                pool.name
+            );
             Err(KeyError::new(key, what))
         }
         None => Ok(address),
@@ -122,16 +130,21 @@ fn public_ip(text: &str, pools: &[PoolSpec]) -> Result<Ipv4Addr> {
 }
 
 fn pools(raw: Vec<raw::Pool>) -> Result<Vec<PoolSpec>> {
-    let count: usize = raw.iter().map(|pool| pool.cidrs.len()).sum();
+    let count: usize = raw.iter().map(|pool| pool.cidrs.len() + pool.reserve.len()).sum();
     if raw.is_empty() {
         return Err(KeyError::new("pool", "missing; add a [[pool]] with name and cidrs"));
     }
     if count > MAX_POOL_CIDRS as usize {
-        let what = format!("{count} CIDRs in all pools; a node can have {MAX_POOL_CIDRS}: join neighbouring ones");
+        let what = format!(
+            "{count} cidrs and reserved addresses; a node can have {MAX_POOL_CIDRS}: join neighbouring ones"
+        );
         return Err(KeyError::new("pool", what));
     }
-    let pools: Vec<PoolSpec> =
-        raw.into_iter().enumerate().map(|(index, raw)| pool(&format!("pool[{index}]"), raw)).collect::<Result<_>>()?;
+    let pools: Vec<PoolSpec> = raw
+        .into_iter()
+        .enumerate()
+        .map(|(index, raw)| pool(&format!("pool[{index}]"), raw))
+        .collect::<Result<_>>()?;
     let mut names = BTreeSet::new();
     for (index, pool) in pools.iter().enumerate() {
         if !names.insert(&pool.name) {
@@ -151,7 +164,10 @@ fn pool(key: &str, raw: raw::Pool) -> Result<PoolSpec> {
     let name = name(&name_key, &text)?;
     let cidrs_key = format!("{key}.cidrs");
     if raw.cidrs.is_empty() {
-        return Err(KeyError::new(cidrs_key, r#"missing; write at least one, as in cidrs = ["203.0.113.0/24"]"#));
+        return Err(KeyError::new(
+            cidrs_key,
+            r#"missing; write at least one, as in cidrs = ["203.0.113.0/24"]"#,
+        ));
     }
     let mut cidrs = raw.cidrs.iter().map(|text| cidr(&cidrs_key, text)).collect::<Result<Vec<_>>>()?;
     cidrs.sort_unstable();
@@ -160,7 +176,10 @@ fn pool(key: &str, raw: raw::Pool) -> Result<PoolSpec> {
     for text in &raw.reserve {
         let address = address(&reserve_key, text)?;
         if !cidrs.iter().any(|cidr| cidr.contains(&address)) {
-            return Err(KeyError::new(reserve_key, format!("{address} is not in this pool's cidrs; remove or correct it")));
+            return Err(KeyError::new(
+                reserve_key,
+                format!("{address} is not in this pool's cidrs; remove or correct it"),
+            ));
         }
         reserve.insert(address);
     }
@@ -169,7 +188,8 @@ fn pool(key: &str, raw: raw::Pool) -> Result<PoolSpec> {
 }
 
 fn delay(key: &str, text: &str) -> Result<Duration> {
-    let mistake = |what: &str| KeyError::new(key, format!(r#""{text}" is {what}; write it as in "60s" or "24h""#));
+    let mistake =
+        |what: &str| KeyError::new(key, format!(r#""{text}" is {what}; write it as in "60s" or "24h""#));
     let delay = humantime::parse_duration(text).map_err(|_| mistake("no duration"))?;
     if delay > MAX_REUSE_DELAY { Err(mistake("more than a year")) } else { Ok(delay) }
 }
@@ -189,10 +209,16 @@ fn cidr(key: &str, text: &str) -> Result<Ipv4Net> {
         });
     };
     if net != net.trunc() {
-        return mistake(format!(r#"has host bits; write "{}", or "{}/32" for the one address"#, net.trunc(), net.addr()));
+        return mistake(format!(
+            r#"has host bits; write "{}", or "{}/32" for the one address"#,
+            net.trunc(),
+            net.addr()
+        ));
     }
     match unusable(net) {
-        Some(range) => mistake(format!("overlaps {range}, which is never routed; write addresses that are yours")),
+        Some(range) => {
+            mistake(format!("overlaps {range}, which is never routed; write addresses that are yours"))
+        }
         None => Ok(net),
     }
 }
@@ -207,10 +233,19 @@ fn no_overlap(pools: &[PoolSpec]) -> Result<()> {
     for pair in all.windows(2) {
         let [(outer, first), (inner, second)] = [pair[0], pair[1]];
         if outer.contains(&inner) {
-            let ((here, index), (there, other)) =
-                if first > second { ((outer, first), (inner, second)) } else { ((inner, second), (outer, first)) };
-            let of = if index == other { "the same pool".to_owned() } else { format!(r#"pool "{}""#, pools[other].name) };
-            let what = format!("{here} overlaps {there} of {of}; an address can be there only once: remove one of them");
+            let ((here, index), (there, other)) = if first > second {
+                ((outer, first), (inner, second))
+            } else {
+                ((inner, second), (outer, first))
+            };
+            let of = if index == other {
+                "the same pool".to_owned()
+            } else {
+                format!(r#"pool "{}""#, pools[other].name)
+            };
+            let what = format!(
+                "{here} overlaps {there} of {of}; an address can be there only once: remove one of them"
+            );
             return Err(KeyError::new(format!("pool[{index}].cidrs"), what));
         }
     }

@@ -12,9 +12,8 @@ mod tests;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use ipnet::Ipv4Net;
-
 use crate::model::{Name, PoolSpec};
+pub(crate) use host::group_id;
 
 /// Where the pins are unless the configuration says otherwise.
 pub const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/eipnat";
@@ -99,12 +98,6 @@ impl Config {
         let mut config = Self::read(file)?;
         host::check(&mut config)?;
         Ok(config)
-    }
-
-    /// The CIDRs of all pools.
-    #[must_use]
-    pub fn pool_cidrs(&self) -> Vec<Ipv4Net> {
-        self.pools.iter().flat_map(|pool| pool.cidrs.iter().copied()).collect()
     }
 }
 

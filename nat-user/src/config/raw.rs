@@ -94,8 +94,8 @@ pub(super) fn parse(text: &str) -> Result<Raw, KeyError> {
 }
 
 fn syntax(text: &str, error: &toml::de::Error) -> KeyError {
-    let before = &text.as_bytes()[..error.span().map_or(0, |span| span.start).min(text.len())];
-    let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.split('\n').count();
     KeyError::new(
         format!("line {line}"),
         format!("not TOML: {}; see https://toml.io for how it is written", error.message()),
@@ -104,11 +104,12 @@ fn syntax(text: &str, error: &toml::de::Error) -> KeyError {
 
 fn wrong_type(key: &str, error: &toml::de::Error) -> KeyError {
     let general = without_indices(key);
-    let mend = match EXAMPLES.iter().find(|(known, _)| general.strip_suffix("[]").unwrap_or(&general) == *known) {
-        Some((known, example)) => format!("write it as in {} = {example}", last(known)),
-        None if key.starts_with("pool") => "begin each pool with a line [[pool]]".to_owned(),
-        None => format!("begin the section with a line [{key}]"),
-    };
+    let mend =
+        match EXAMPLES.iter().find(|(known, _)| general.strip_suffix("[]").unwrap_or(&general) == *known) {
+            Some((known, example)) => format!("write it as in {} = {example}", last(known)),
+            None if key.starts_with("pool") => "begin each pool with a line [[pool]]".to_owned(),
+            None => format!("begin the section with a line [{key}]"),
+        };
     KeyError::new(key, format!("wrong type: {}; {mend}", error.message()))
 }
 
@@ -141,6 +142,8 @@ fn dotted(path: &serde_ignored::Path<'_>) -> String {
         Path::Seq { parent, index } => format!("{}[{index}]", dotted(parent)),
         Path::Map { parent: Path::Root, key } => key.clone(),
         Path::Map { parent, key } => format!("{}.{key}", dotted(parent)),
-        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => dotted(parent),
+        Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => {
+            dotted(parent)
+        }
     }
 }

@@ -135,7 +135,8 @@ impl Dataplane for MemoryDataplane {
 
     fn meters(&self, meters: &[u32]) -> anyhow::Result<Vec<Meter>> {
         let state = self.state();
-        let Some(values) = meters.iter().map(|meter| state.meters.get(*meter as usize).copied()).collect() else {
+        let Some(values) = meters.iter().map(|meter| state.meters.get(*meter as usize).copied()).collect()
+        else {
             bail!("a meter of {meters:?} is out of range");
         };
         Ok(values)
@@ -143,7 +144,9 @@ impl Dataplane for MemoryDataplane {
 
     fn reset_meter(&mut self, meter: u32) -> anyhow::Result<()> {
         let mut state = self.writable()?;
-        let Some(value) = state.meters.get_mut(meter as usize) else { bail!("meter {meter} is out of range") };
+        let Some(value) = state.meters.get_mut(meter as usize) else {
+            bail!("meter {meter} is out of range")
+        };
         *value = Meter::default();
         state.events.push(Event::ResetMeter(meter));
         Ok(())

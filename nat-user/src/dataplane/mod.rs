@@ -2,11 +2,14 @@
 //! ([`memory`]).
 
 pub mod memory;
+pub mod xdp;
 
+use std::fmt;
 use std::net::Ipv4Addr;
 
 use nat_common::abi::Meter;
 use nat_common::verdict::{Punt, Reject};
+use serde::{Deserialize, Serialize};
 
 /// A public address that stands for a private one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,7 +35,8 @@ pub enum Half {
 }
 
 /// How an interface serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Faces the internet.
     Uplink,
@@ -42,8 +46,19 @@ pub enum Role {
     Both,
 }
 
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Uplink => "uplink",
+            Self::Downlink => "downlink",
+            Self::Both => "both",
+        })
+    }
+}
+
 /// How the XDP program runs on an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// In the driver.
     Native,
@@ -51,8 +66,17 @@ pub enum Mode {
     Generic,
 }
 
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        })
+    }
+}
+
 /// An interface that the program is attached to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
     /// The interface's name.
     pub name: String,
@@ -78,6 +102,7 @@ pub struct Verdicts {
 /// The forwarding plane, seen from the control plane.
 ///
 /// Only [`crate::reconcile`] calls the methods that change bindings.
+#[expect(clippy::missing_errors_doc, reason = "every method fails where the kernel refuses its map operation")]
 pub trait Dataplane: Send {
     /// Every half binding that stands in the datapath, in no particular order.
     fn halves(&self) -> anyhow::Result<Vec<Half>>;

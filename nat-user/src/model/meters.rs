@@ -44,7 +44,7 @@ mod tests {
     #[test]
     fn fresh_ones_first_then_the_oldest_returned() {
         let mut meters = Meters::new(3);
-        let mut take = |meters: &mut Meters| {
+        let take = |meters: &mut Meters| {
             let meter = meters.next();
             meters.take_next();
             meter

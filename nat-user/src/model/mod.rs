@@ -12,6 +12,7 @@ mod refusal;
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::SystemTime;
 
@@ -141,6 +142,20 @@ impl Change {
     }
 }
 
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Eip { address, pool, account, .. } = self.eip();
+        match self {
+            Self::Allocate(_) => write!(f, "{address} of pool {pool} allocated to account {account}"),
+            Self::Release { .. } => write!(f, "{address} of account {account} released"),
+            Self::Update { after: Eip { private_ip: Some(private_ip), .. }, .. } => {
+                write!(f, "{address} attached to {private_ip}")
+            }
+            Self::Update { .. } => write!(f, "{address} detached"),
+        }
+    }
+}
+
 /// A pool in figures.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolUsage<'a> {
@@ -239,7 +254,8 @@ impl Model {
         account: Option<&Name>,
         now: SystemTime,
     ) -> Result<Change, Refusal> {
-        let named = pool.map(|name| self.pool(name).ok_or_else(|| Refusal::UnknownPool(name.clone()))).transpose()?;
+        let named =
+            pool.map(|name| self.pool(name).ok_or_else(|| Refusal::UnknownPool(name.clone()))).transpose()?;
         let (pool, address) = match address {
             Some(address) => (self.wanted(address, named, now)?, address),
             None => {
@@ -248,7 +264,13 @@ impl Model {
             }
         };
         let account = account.cloned().unwrap_or_else(Name::default_one);
-        Ok(Change::Allocate(Eip { address, pool: pool.spec.name.clone(), account, meter: None, private_ip: None }))
+        Ok(Change::Allocate(Eip {
+            address,
+            pool: pool.spec.name.clone(),
+            account,
+            meter: None,
+            private_ip: None,
+        }))
     }
 
     /// The pool of an address that was asked for by itself, if it can be had.
@@ -291,7 +313,8 @@ impl Model {
         if let Some(&eip) = self.bound.get(&private_ip) {
             return Err(Refusal::PrivateIpBound { private_ip, eip });
         }
-        let meter = before.meter.or_else(|| self.meters.next()).ok_or(Refusal::NoRoom(self.meters.capacity))?;
+        let meter =
+            before.meter.or_else(|| self.meters.next()).ok_or(Refusal::NoRoom(self.meters.capacity))?;
         let after = Eip { private_ip: Some(private_ip), meter: Some(meter), ..before.clone() };
         Ok(Change::Update { before, after })
     }

@@ -90,7 +90,9 @@ mod tests {
             assert!(good.parse::<Name>().is_ok(), "{good}");
         }
         let too_long = "a".repeat(64);
-        for bad in ["", "-a", "a-", ".a", "a.", "Acme", "a_b", "a b", "ä", "10.0.0.1", "::1", too_long.as_str()] {
+        for bad in
+            ["", "-a", "a-", ".a", "a.", "Acme", "a_b", "a b", "ä", "10.0.0.1", "::1", too_long.as_str()]
+        {
             assert!(bad.parse::<Name>().is_err(), "{bad}");
         }
     }

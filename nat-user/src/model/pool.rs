@@ -162,12 +162,18 @@ mod tests {
         let [first, second] = [0, 1].map(|_| take_next(&mut pool, at(0)).unwrap().parse().unwrap());
         pool.give_back(second, at(5));
         pool.give_back(first, at(10));
-        assert_eq!(pool.usage(at(64)), PoolUsage { spec: &pool.spec, size: 4, allocated: 0, cooling: 2, free: 2 });
+        assert_eq!(
+            pool.usage(at(64)),
+            PoolUsage { spec: &pool.spec, size: 4, allocated: 0, cooling: 2, free: 2 }
+        );
         assert_eq!(pool.usage(at(65)).free, 3);
         assert_eq!(take_next(&mut pool, at(100)).unwrap(), "203.0.113.2");
         assert_eq!(take_next(&mut pool, at(100)).unwrap(), "203.0.113.3");
         let wait = Some(Duration::from_secs(3));
-        assert_eq!(pool.next(at(62)), Err(Refusal::PoolExhausted { pool: Name::default_one(), next_free: wait }));
+        assert_eq!(
+            pool.next(at(62)),
+            Err(Refusal::PoolExhausted { pool: Name::default_one(), next_free: wait })
+        );
         assert_eq!(take_next(&mut pool, at(65)).unwrap(), second.to_string());
         assert_eq!(take_next(&mut pool, at(70)).unwrap(), first.to_string());
     }

@@ -36,7 +36,9 @@ pub enum Refusal {
         wanted: Name,
     },
     /// The configuration keeps the address back.
-    #[error("{0} is reserved by the configuration; choose another address, or take it out of the pool's reserve")]
+    #[error(
+        "{0} is reserved by the configuration; choose another address, or take it out of the pool's reserve"
+    )]
     Reserved(Ipv4Addr),
     /// The wanted address is an EIP already.
     #[error("{address} is allocated already, to account {account}; choose another address")]

@@ -1,0 +1,107 @@
+//! What can be written on the command line.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::config::DEFAULT_SOCKET;
+use crate::model::Name;
+
+const GLOBAL: &str = "Global options";
+
+/// Elastic IPs by stateless 1:1 NAT in XDP.
+#[derive(Debug, Parser)]
+#[command(name = "eipnat", version, arg_required_else_help = true, max_term_width = 100)]
+pub(super) struct Cli {
+    /// The daemon's socket
+    #[arg(long, global = true, help_heading = GLOBAL, env = "EIPNAT_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub(super) socket: PathBuf,
+    /// Tables for people, or exact numbers for programs
+    #[arg(short, long, global = true, help_heading = GLOBAL, value_enum, default_value_t = Output::Table)]
+    pub(super) output: Output,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run the daemon in the foreground
+    Run {
+        /// The configuration file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Show whether every binding forwards, and on which interfaces; exit code 1 if not
+    Status,
+    /// Detach from the interfaces and remove everything from the kernel; a daemon that runs is ended
+    Unload {
+        /// The configuration file that the daemon ran with, if it sets another pin path
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Where public addresses come from
+    #[command(subcommand)]
+    Pool(Pool),
+    /// Elastic IPs
+    #[command(subcommand)]
+    Eip(Eip),
+    /// Show packets by verdict, and dropped ones by reason
+    Stats {
+        /// Say of every counter what it means and what to do (in tables)
+        #[arg(long)]
+        explain: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Pool {
+    /// Show every pool
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Eip {
+    /// Take an EIP from a pool
+    Allocate {
+        /// The pool; without it `default`, or the only one
+        #[arg(long)]
+        pool: Option<Name>,
+        /// The very address that is wanted
+        #[arg(long)]
+        address: Option<Ipv4Addr>,
+        /// Who is to hold it [default: default]
+        #[arg(long)]
+        account: Option<Name>,
+    },
+    /// Let an EIP stand for a target; done when it returns
+    Attach {
+        /// The EIP
+        eip: Ipv4Addr,
+        /// A private IP, or a VM's name
+        target: String,
+    },
+    /// Let an EIP stand for nothing; done when it returns
+    Detach {
+        /// The EIP
+        eip: Ipv4Addr,
+    },
+    /// Give a detached EIP back to its pool
+    Release {
+        /// The EIP
+        eip: Ipv4Addr,
+    },
+    /// Show every EIP
+    List,
+    /// Show an EIP and what it has carried
+    Show {
+        /// The EIP
+        eip: Ipv4Addr,
+    },
+}

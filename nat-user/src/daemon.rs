@@ -1,0 +1,177 @@
+//! `eipnat run`: everything is checked before anything is changed, and the datapath outlives the daemon.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context;
+use log::{error, info, warn};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use sd_notify::NotifyState;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::api::socket::Claim;
+use crate::api::{self, server};
+use crate::config::{Config, KeyError};
+use crate::control::{self, Control, Shared};
+use crate::dataplane::Dataplane;
+use crate::dataplane::xdp::{ProgramLogger, XdpDataplane};
+use crate::metrics;
+
+/// How often it is tried again to mend a datapath that does not follow.
+const REPAIR_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Runs the daemon of a configuration file until SIGTERM or SIGINT.
+///
+/// # Errors
+/// If it cannot start; then nothing is changed and nothing left behind. A [`KeyError`] is among the causes where
+/// another configuration would mend it.
+pub fn run(file: &Path) -> anyhow::Result<()> {
+    let config = Config::load(file)?;
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).try_init()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let sockets = Sockets::claim(&config)?;
+        let mut dataplane = XdpDataplane::start(&config.datapath, &config.pools)?;
+        if let Some(logger) = dataplane.take_logger() {
+            thread::Builder::new().name("xdp-log".to_owned()).spawn(|| carry_log(logger))?;
+        }
+        serve(&config, sockets, Box::new(dataplane), either(terminate, interrupt)).await
+    })
+}
+
+/// Everything that a second daemon could have taken.
+pub struct Sockets {
+    api: Claim,
+    metrics: TcpListener,
+}
+
+impl Sockets {
+    /// Takes the sockets, without serving them yet.
+    ///
+    /// # Errors
+    /// If somebody else has them, or they cannot be had here. Nothing is left behind then.
+    pub fn claim(config: &Config) -> anyhow::Result<Self> {
+        Ok(Self { api: Claim::take(&config.api)?, metrics: bind(config.metrics_listen)? })
+    }
+
+    /// Where `/metrics` is served.
+    ///
+    /// # Errors
+    /// If the socket does not say.
+    pub fn metrics_address(&self) -> io::Result<SocketAddr> {
+        self.metrics.local_addr()
+    }
+}
+
+fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind(address).map_err(|error| {
+        let what = format!("cannot listen on {address}: {error}; write another address or port");
+        KeyError::new("metrics.listen", what)
+    })?;
+    listener.set_nonblocking(true)?;
+    Ok(TcpListener::from_std(listener)?)
+}
+
+/// Serves `config` on `dataplane` until `shutdown`.
+///
+/// # Errors
+/// If the datapath cannot be brought to the desired state, or the sockets cannot be served.
+pub async fn serve(
+    config: &Config,
+    sockets: Sockets,
+    dataplane: Box<dyn Dataplane>,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let control = Control::start(config.pools.clone(), dataplane).context("the datapath cannot be set up")?;
+    for port in control.ports() {
+        info!("{} {}: XDP in {} mode", port.role, port.name, port.mode);
+    }
+    let control: Shared = Arc::new(Mutex::new(control));
+    let api = sockets.api.listen()?;
+    announce(config, &sockets)?;
+
+    let (stop, stopping) = watch::channel(());
+    let stopped = || {
+        let mut stopping = stopping.clone();
+        async move { while stopping.changed().await.is_ok() {} }
+    };
+    tokio::join!(
+        server::serve(api, api::router(Arc::clone(&control)), stopped()),
+        server::serve(sockets.metrics, metrics::router(Arc::clone(&control)), stopped()),
+        keep_repaired(control, stopped()),
+        async {
+            notify(NotifyState::Ready);
+            shutdown.await;
+            info!("ending; the datapath goes on forwarding");
+            notify(NotifyState::Stopping);
+            drop(stop);
+        }
+    );
+    Ok(())
+}
+
+fn announce(config: &Config, sockets: &Sockets) -> anyhow::Result<()> {
+    info!(
+        "eipnat {} on {}: API at {}, metrics at http://{}/metrics",
+        env!("CARGO_PKG_VERSION"),
+        config.node_name,
+        config.api.socket.display(),
+        sockets.metrics_address()?,
+    );
+    warn!(
+        "EIPs are kept in memory: they end with this daemon, and {} stays unused",
+        config.store_path.display()
+    );
+    Ok(())
+}
+
+/// Tells the service manager, where there is one.
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        warn!("the service manager cannot be told: {error}");
+    }
+}
+
+/// Carries the XDP program's log into the daemon's, for as long as the process lives.
+fn carry_log(mut logger: ProgramLogger) {
+    loop {
+        match poll(&mut [PollFd::new(&logger, PollFlags::IN)], None) {
+            Ok(_) => logger.flush(),
+            Err(Errno::INTR) => {}
+            Err(error) => return warn!("the XDP program's log cannot be read any more: {error}"),
+        }
+    }
+}
+
+/// Tries again and again where the datapath failed.
+async fn keep_repaired(control: Shared, stop: impl Future<Output = ()>) {
+    let mut ticks = interval(REPAIR_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = &mut stop => return,
+        }
+        if let Err(error) = control::call(&control, Control::repair).await {
+            error!("{error:#}");
+        }
+    }
+}
+
+async fn either(mut terminate: Signal, mut interrupt: Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
