@@ -63,7 +63,8 @@ impl Control {
         }
         if !change.is_nothing() {
             let what = change.to_string();
-            info!("revision {}: {what}", self.store.commit(change));
+            let revision = self.store.commit(change);
+            info!("revision {revision}: {what}");
         }
         let settled = match self.fault {
             None => reconcile::change(&mut *self.dataplane, before, after),

@@ -1,3 +1,4 @@
-//! The network-namespace lab, and what the end-to-end tests and the demonstration build on it.
+//! The network-namespace lab and the packet fixtures: what the tests and the demonstration build on.
 
+pub mod fixtures;
 pub mod lab;

@@ -112,11 +112,11 @@ fn what_the_machine_does_not_allow_is_one_line_and_leaves_nothing() -> Result<()
     nothing_is_left(&lab, &config)?;
     drop(taken);
     // An interface that no XDP program runs on in native mode.
-    lab.node.ip(&["link add dummy0 type dummy", "link set dummy0 up"])?;
+    lab.node.ip(&["link add bridge0 type bridge", "link set bridge0 up"])?;
     let text = config.to_toml().replace("mode = \"auto\"", "mode = \"native\"");
-    std::fs::write(&file, text.replace("downlinks = [\"dn0\"]", "downlinks = [\"dummy0\"]"))?;
+    std::fs::write(&file, text.replace("downlinks = [\"dn0\"]", "downlinks = [\"bridge0\"]"))?;
     let line = refused(&run(&lab, &file)?).context("no native mode")?;
-    assert!(line.contains("dummy0") && line.contains("generic"), "{line}");
+    assert!(line.contains("bridge0") && line.contains("generic"), "{line}");
     nothing_is_left(&lab, &config)?;
     lab.remove()
 }

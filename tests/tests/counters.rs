@@ -64,7 +64,7 @@ fn counters_are_what_a_capture_on_the_wire_sums_up_to() -> Result<()> {
             let inward =
                 amount(packets.iter().filter(|packet| packet.destination == eip && !refused(packet)));
             let outward = amount(packets.iter().filter(|packet| packet.source == eip));
-            assert!(inward.1 > 50 && outward.1 > 50, "{eip}: {inward:?} {outward:?}");
+            assert!(inward.1 > 10 && outward.1 > 10, "{eip}: {inward:?} {outward:?}");
             assert_eq!(metered(bed, eip, "in")?, inward, "{eip} in");
             assert_eq!(metered(bed, eip, "out")?, outward, "{eip} out");
         }

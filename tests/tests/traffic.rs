@@ -126,7 +126,7 @@ fn iperf3_streams_each_way() -> Result<()> {
             (&lab.internet, &lab.vm1, EIP1, None),
             (&lab.vm1, &lab.internet, INTERNET, None),
             (&lab.internet, &lab.vm2, EIP2, Some(20_000_000)),
-            (&lab.vm2, &lab.internet, FAR, Some(20_000_000)),
+            (&lab.vm2, &lab.internet, INTERNET, Some(20_000_000)),
         ];
         for (client, server, target, udp) in runs {
             let report = iperf(Iperf { client, server, target, seconds: 1, udp }, lab.file("iperf.log"))?;

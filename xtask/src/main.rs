@@ -17,7 +17,7 @@ use clap::{Parser, Subcommand};
 use needs::Profile;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about, disable_help_subcommand = true)]
+#[command(name = "xtask", bin_name = "cargo xtask", about, disable_help_subcommand = true)]
 struct Args {
     #[command(subcommand)]
     task: Task,

@@ -75,15 +75,8 @@ pub(crate) const NEEDS: &[Need] = &[
     },
 ];
 
-/// What compiling bpf-linker takes: LLVM, and the libraries that LLVM itself links.
-pub(crate) const LLVM: &[(&str, &str)] = &[
-    ("llvm-22-dev", "bpf-linker compiles with it"),
-    ("libpolly-22-dev", "LLVM links it"),
-    ("libzstd-dev", "LLVM links it"),
-    ("zlib1g-dev", "LLVM links it"),
-    ("libxml2-dev", "LLVM links it"),
-    ("g++", "LLVM is C++"),
-];
+/// What compiling bpf-linker takes.
+pub(crate) const LLVM: &[(&str, &str)] = &[("llvm-22-dev", "bpf-linker is built on LLVM")];
 
 /// Where [`LLVM`] comes to stand.
 pub(crate) const LLVM_PREFIX: &str = "/usr/lib/llvm-22";

@@ -35,9 +35,9 @@ pub(crate) fn run(profile: Profile) -> anyhow::Result<()> {
 
     let toolchain = Toolchain::detect()?;
     let done = if changed { "done" } else { "nothing is missing" };
-    say(format_args!("{done} in {}; the XDP program is built by {toolchain}", Seconds(start.elapsed())));
+    say(format_args!("{done} ({}); the XDP program is built by {toolchain}", Seconds(start.elapsed())));
     for (way, why) in &toolchain.passed_over {
-        say(format_args!("not by the way called {}: {why}", way.name()));
+        say(format_args!("not by {}: {why}", way.name()));
     }
     Ok(())
 }

@@ -112,7 +112,7 @@ impl fmt::Display for Missing {
 
 impl fmt::Display for Toolchain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.version, self.way.name())
+        write!(f, "{}, {}", self.way.name(), self.version)
     }
 }
 
@@ -201,7 +201,8 @@ fn check_compiler(bin: &Path) -> Result<(PathBuf, String), String> {
     let llvm = report.lines().find_map(|line| line.strip_prefix("LLVM version: ")).and_then(major);
     match llvm {
         Some(llvm) if llvm <= LLVM_VERSION => {
-            Ok((bin.to_owned(), report.lines().next().unwrap_or_default().to_owned()))
+            let version = report.lines().next().unwrap_or_default();
+            Ok((bin.to_owned(), version.trim_end_matches(" (built from a source tarball)").to_owned()))
         }
         Some(llvm) => Err(format!("has LLVM {llvm}, newer than bpf-linker's {LLVM_VERSION}")),
         None => Err("does not tell its LLVM version".to_owned()),

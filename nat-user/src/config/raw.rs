@@ -108,7 +108,7 @@ fn wrong_type(key: &str, error: &toml::de::Error) -> KeyError {
         match EXAMPLES.iter().find(|(known, _)| general.strip_suffix("[]").unwrap_or(&general) == *known) {
             Some((known, example)) => format!("write it as in {} = {example}", last(known)),
             None if key.starts_with("pool") => "begin each pool with a line [[pool]]".to_owned(),
-            None => format!("begin the section with a line [{key}]"),
+            None => format!("begin the section with a line [{}]", general.trim_end_matches("[]")),
         };
     KeyError::new(key, format!("wrong type: {}; {mend}", error.message()))
 }

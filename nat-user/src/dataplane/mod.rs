@@ -102,7 +102,10 @@ pub struct Verdicts {
 /// The forwarding plane, seen from the control plane.
 ///
 /// Only [`crate::reconcile`] calls the methods that change bindings.
-#[expect(clippy::missing_errors_doc, reason = "every method fails where the kernel refuses its map operation")]
+#[expect(
+    clippy::missing_errors_doc,
+    reason = "every method fails where the kernel refuses its map operation"
+)]
 pub trait Dataplane: Send {
     /// Every half binding that stands in the datapath, in no particular order.
     fn halves(&self) -> anyhow::Result<Vec<Half>>;

@@ -30,12 +30,16 @@ const TENANT: u32 = 0;
 
 /// Addresses that are never a VM's nor handed out, with what they are instead.
 const UNUSABLE: [(Ipv4Net, &str); 5] = [
-    (Ipv4Net::new_assert(Ipv4Addr::new(0, 0, 0, 0), 8), "0.0.0.0/8 (\"this network\")"),
-    (Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8), "127.0.0.0/8 (loopback)"),
-    (Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16), "169.254.0.0/16 (link-local)"),
-    (Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 4), "224.0.0.0/4 (multicast)"),
-    (Ipv4Net::new_assert(Ipv4Addr::new(240, 0, 0, 0), 4), "240.0.0.0/4 (reserved)"),
+    (range(0, 0, 8), "0.0.0.0/8 (\"this network\")"),
+    (range(127, 0, 8), "127.0.0.0/8 (loopback)"),
+    (range(169, 254, 16), "169.254.0.0/16 (link-local)"),
+    (range(224, 0, 4), "224.0.0.0/4 (multicast)"),
+    (range(240, 0, 4), "240.0.0.0/4 (reserved)"),
 ];
+
+const fn range(first: u8, second: u8, prefix: u8) -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(first, second, 0, 0), prefix)
+}
 
 /// The first range that `net` overlaps whose addresses are never a VM's nor handed out.
 #[must_use]

@@ -126,5 +126,7 @@ pub fn pins(config: &Config) -> Result<Vec<String>> {
     if !path.exists() {
         return Ok(Vec::new());
     }
-    std::fs::read_dir(path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    let names = std::fs::read_dir(path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    // The kernel puts two files of its own into a bpffs, which cannot be removed.
+    names.filter(|name| !matches!(name.as_deref(), Ok("maps.debug" | "progs.debug"))).collect::<Result<_>>()
 }

@@ -93,6 +93,8 @@ reuse_delay = "60s"
 #[derive(Debug)]
 pub struct Daemon {
     process: Process,
+    /// Stays open: the daemon also says that it is ending.
+    notify: UnixDatagram,
     node: Namespace,
     eipnat: PathBuf,
     file: PathBuf,
@@ -109,22 +111,23 @@ impl Daemon {
         std::fs::write(&file, config.to_toml())?;
         let notify = config.dir.join("notify.sock");
         let _ = std::fs::remove_file(&notify);
-        let ready = UnixDatagram::bind(&notify)?;
-        ready.set_read_timeout(Some(Duration::from_millis(20)))?;
+        let socket = UnixDatagram::bind(&notify)?;
+        socket.set_read_timeout(Some(Duration::from_millis(20)))?;
         let mut command = Command::new(eipnat);
         command.arg("run").arg("--config").arg(&file);
         clean_environment(&mut command).env("NOTIFY_SOCKET", &notify);
         let process = lab.node.spawn(command, config.dir.join("daemon.log"))?;
-        let mut daemon = Self { process, node: lab.node.clone(), eipnat: eipnat.to_owned(), file, config };
-        daemon.wait_ready(&ready)?;
+        let mut daemon =
+            Self { process, notify: socket, node: lab.node.clone(), eipnat: eipnat.to_owned(), file, config };
+        daemon.wait_ready()?;
         Ok(daemon)
     }
 
-    fn wait_ready(&mut self, ready: &UnixDatagram) -> Result<()> {
+    fn wait_ready(&mut self) -> Result<()> {
         let deadline = Instant::now() + READY_TIMEOUT;
         let mut message = [0; 4096];
         loop {
-            match ready.recv(&mut message) {
+            match self.notify.recv(&mut message) {
                 Ok(len) if message[..len].split(|&byte| byte == b'\n').any(|line| line == b"READY=1") => {
                     return Ok(());
                 }

@@ -226,10 +226,14 @@ impl Lab {
             "link add {left_device} type veth peer name {right_device} netns {}",
             right.name()
         )])?;
-        for (end, device) in [(left, left_device), (right, right_device)] {
+        let ends = [(left, left_device), (right, right_device)];
+        for (end, device) in ends {
             // XDP sees what the sender's stack leaves for the hardware to finish: nothing, please. And a veth
-            // takes in what XDP redirects to it only with NAPI on, which is what GRO does.
+            // takes in what XDP redirects to it only with NAPI on, which is what GRO does. The kernel looks for
+            // GRO at the other end when a veth comes up, so first both ends have it.
             end.succeed("ethtool", &["-K", device, "tx", "off", "gro", "on"])?;
+        }
+        for (end, device) in ends {
             end.ip(&[format!("link set {device} up")])?;
         }
         Ok(())
@@ -240,12 +244,14 @@ impl Lab {
     pub fn describe(&self) -> String {
         let mut text = String::new();
         for host in [&self.internet, &self.node, &self.switch, &self.vm1, &self.vm2] {
-            for args in [&["-br", "address"][..], &["route"], &["neigh"], &["-s", "link"]] {
+            for args in [&["-br", "address"][..], &["route"], &["neigh"]] {
                 let shown = host.succeed("ip", args).unwrap_or_else(|error| format!("{error:#}"));
                 text += &format!("--- {}: ip {}\n{shown}", host.name(), args.join(" "));
             }
         }
-        text
+        let links =
+            self.node.succeed("ip", &["-s", "-s", "link"]).unwrap_or_else(|error| format!("{error:#}"));
+        text + "--- the node's links\n" + &links
     }
 
     /// The VM with this private address.

@@ -1,0 +1,205 @@
+//! The directory of pins: on a bpffs, and of one daemon at a time.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use log::info;
+use nat_common::abi::map;
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open, statfs};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::config::KeyError;
+
+/// kernel: BPF_FS_MAGIC, include/uapi/linux/magic.h
+const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
+
+/// Where Linux distributions mount the bpffs.
+const STANDARD: &str = "/sys/fs/bpf";
+
+/// The "device" of a bpffs that eipnat mounted, so that `unload` knows it for its own.
+const SOURCE: &str = "eipnat";
+
+/// How long a daemon has for its end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whether `path` exists and is on a bpffs.
+pub(super) fn is_bpffs(path: &Path) -> bool {
+    // The magic number is 32 bits wide, whatever type the C library gives the field.
+    statfs(path).is_ok_and(|stat| stat.f_type as u32 == BPF_FS_MAGIC)
+}
+
+/// Makes `pin_path` a directory on a bpffs. Where it is on none, one is mounted.
+pub(super) fn prepare(pin_path: &Path) -> anyhow::Result<()> {
+    if pin_path.starts_with(STANDARD) && !is_bpffs(Path::new(STANDARD)) {
+        mount_at(Path::new(STANDARD))?;
+    }
+    fs::create_dir_all(pin_path).map_err(|error| {
+        KeyError::new(
+            "datapath.pin_path",
+            format!("{} cannot be made: {error}; name a directory on a bpffs", pin_path.display()),
+        )
+    })?;
+    if !is_bpffs(pin_path) {
+        if fs::read_dir(pin_path).is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(KeyError::new(
+                "datapath.pin_path",
+                format!(
+                    "{} is a directory with files, not on a bpffs; name an empty one or one on a bpffs",
+                    pin_path.display()
+                ),
+            )
+            .into());
+        }
+        mount_at(pin_path)?;
+    }
+    Ok(())
+}
+
+fn mount_at(path: &Path) -> anyhow::Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount(SOURCE, path, "bpf", flags, None)
+        .with_context(|| format!("cannot mount a bpffs at {}", path.display()))?;
+    info!("mounted a bpffs at {}", path.display());
+    Ok(())
+}
+
+/// Removes eipnat's pins, the directory if nothing else is in it, and the mount if it was eipnat's.
+pub(super) fn remove(pin_path: &Path) -> anyhow::Result<()> {
+    for pin in pins(pin_path)?.into_iter().filter(|pin| is_own_pin(pin)) {
+        fs::remove_file(&pin).with_context(|| format!("cannot remove {}", pin.display()))?;
+    }
+    if !pins(pin_path)?.is_empty() {
+        return Ok(());
+    }
+    if !is_mount_point(pin_path)? {
+        remove_empty(pin_path)?;
+    }
+    for mounted in [pin_path, Path::new(STANDARD)] {
+        if pin_path.starts_with(mounted) && is_own_mount(mounted)? && pins(mounted)?.is_empty() {
+            unmount(mounted, UnmountFlags::DETACH)
+                .with_context(|| format!("cannot unmount {}", mounted.display()))?;
+        }
+    }
+    if pin_path.exists() && !is_mount_point(pin_path)? { remove_empty(pin_path) } else { Ok(()) }
+}
+
+fn is_own_pin(pin: &Path) -> bool {
+    let name = pin.file_name().unwrap_or_default().to_string_lossy();
+    map::ALL.contains(&&*name)
+        || name == super::object::PROGRAM_PIN
+        || name.starts_with(super::ports::LINK_PREFIX)
+}
+
+fn remove_empty(directory: &Path) -> anyhow::Result<()> {
+    match fs::remove_dir(directory) {
+        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ResourceBusy) => {
+            Err(error).with_context(|| format!("cannot remove {}", directory.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The pins in a directory. The kernel's own files on a bpffs have a dot in their names, which no pin can have.
+pub(super) fn pins(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let list = || fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>();
+    let mut pins = list().with_context(|| format!("cannot read {}", directory.display()))?;
+    pins.retain(|pin| pin.extension().is_none());
+    Ok(pins)
+}
+
+fn is_mount_point(path: &Path) -> anyhow::Result<bool> {
+    Ok(mounts()?.iter().any(|mount| mount.mount_point == path))
+}
+
+/// Whether eipnat mounted the bpffs at `path`.
+fn is_own_mount(path: &Path) -> anyhow::Result<bool> {
+    Ok(mounts()?
+        .iter()
+        .any(|mount| mount.mount_point == path && mount.mount_source.as_deref() == Some(SOURCE)))
+}
+
+fn mounts() -> anyhow::Result<Vec<procfs::process::MountInfo>> {
+    let mounts = procfs::process::Process::myself().and_then(|process| process.mountinfo());
+    Ok(mounts.context("cannot read /proc/self/mountinfo")?.0)
+}
+
+/// The right to change what is pinned: a lock on the directory, which the kernel lets go when its holder dies.
+#[derive(Debug)]
+pub(super) struct PinLock(#[expect(dead_code, reason = "the lock is held as long as this is open")] OwnedFd);
+
+impl PinLock {
+    /// Takes the lock.
+    ///
+    /// # Errors
+    /// If a daemon has it.
+    pub(super) fn take(pin_path: &Path) -> anyhow::Result<Self> {
+        match Self::attempt(pin_path)? {
+            Some(lock) => Ok(lock),
+            None => Err(KeyError::new(
+                "datapath.pin_path",
+                format!(
+                    "another daemon{} runs on {}; stop it, or name another path and other interfaces",
+                    holder(pin_path)?
+                        .map(|pid| format!(" (process {})", pid.as_raw_pid()))
+                        .unwrap_or_default(),
+                    pin_path.display()
+                ),
+            )
+            .into()),
+        }
+    }
+
+    /// Takes the lock; a daemon that has it is asked to end.
+    pub(super) fn take_from_daemon(pin_path: &Path) -> anyhow::Result<Self> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut asked = None;
+        loop {
+            if let Some(lock) = Self::attempt(pin_path)? {
+                return Ok(lock);
+            }
+            let holder = holder(pin_path)?;
+            if let Some(pid) = holder.filter(|_| asked != holder) {
+                info!("asking the daemon (process {}) to end", pid.as_raw_pid());
+                // It may have ended by itself in the meantime.
+                let _ = kill_process(pid, Signal::TERM);
+                asked = holder;
+            }
+            if Instant::now() > deadline {
+                bail!(
+                    "the daemon on {} does not end within {} s; kill it and try again",
+                    pin_path.display(),
+                    PATIENCE.as_secs()
+                );
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn attempt(pin_path: &Path) -> anyhow::Result<Option<Self>> {
+        let at = || format!("cannot lock {}", pin_path.display());
+        let directory = open(pin_path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .with_context(at)?;
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Self(directory))),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error).with_context(at),
+        }
+    }
+}
+
+/// The process that holds the lock on a directory.
+fn holder(pin_path: &Path) -> anyhow::Result<Option<Pid>> {
+    let metadata = fs::metadata(pin_path).with_context(|| format!("cannot read {}", pin_path.display()))?;
+    let locks = procfs::locks().context("cannot read /proc/locks")?;
+    let lock = locks.iter().find(|lock| {
+        lock.inode == metadata.ino() && rustix::fs::makedev(lock.devmaj, lock.devmin) == metadata.dev()
+    });
+    Ok(lock.and_then(|lock| lock.pid).and_then(Pid::from_raw))
+}

@@ -1,0 +1,250 @@
+//! The BPF maps, seen from the daemon.
+
+use std::net::Ipv4Addr;
+
+use anyhow::{Context as _, anyhow};
+use aya::Ebpf;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::xdp::DevMapHash;
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::util::nr_cpus;
+use nat_common::abi::{self, Addr, Inbound, MAX_POOL_CIDRS, Meter, Node, Outbound, OutboundKey, map};
+use nat_common::verdict::{Counter, Punt, Reject};
+
+use super::super::{Binding, Half, Verdicts};
+use crate::config::KeyError;
+use crate::model::PoolSpec;
+
+// aya wants its own marker on keys and values; byte arrays have it.
+type Bytes<T> = <T as Plain>::Bytes;
+
+/// A structure of the ABI as bytes.
+trait Plain: bytemuck::Pod {
+    type Bytes: bytemuck::Pod;
+}
+
+macro_rules! plain {
+    ($($type:ty),+) => { $(impl Plain for $type { type Bytes = [u8; size_of::<$type>()]; })+ };
+}
+plain!(Inbound, OutboundKey, Outbound, Meter, Node, abi::Port);
+
+/// Handles of all maps.
+pub(super) struct Maps {
+    inbound: HashMap<MapData, Addr, Bytes<Inbound>>,
+    outbound: HashMap<MapData, Bytes<OutboundKey>, Bytes<Outbound>>,
+    meters: PerCpuArray<MapData, Bytes<Meter>>,
+    counters: PerCpuArray<MapData, u64>,
+    ports: HashMap<MapData, u32, Bytes<abi::Port>>,
+    egress: DevMapHash<MapData>,
+    pools: LpmTrie<MapData, Addr, u32>,
+    node: Array<MapData, Bytes<Node>>,
+    capacity: u32,
+}
+
+impl Maps {
+    /// Takes the maps out of a loaded object.
+    pub(super) fn take(ebpf: &mut Ebpf, capacity: u32) -> anyhow::Result<Self> {
+        fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<M> {
+            let map = ebpf.take_map(name).with_context(|| format!("the program has no map {name}"))?;
+            M::try_from(map).with_context(|| format!("the pinned map {name} has another type"))
+        }
+        Ok(Self {
+            inbound: take(ebpf, map::INBOUND)?,
+            outbound: take(ebpf, map::OUTBOUND)?,
+            meters: take(ebpf, map::METERS)?,
+            counters: take(ebpf, map::COUNTERS)?,
+            ports: take(ebpf, map::PORTS)?,
+            egress: take(ebpf, map::EGRESS)?,
+            pools: take(ebpf, map::POOLS)?,
+            node: take(ebpf, map::NODE)?,
+            capacity,
+        })
+    }
+
+    pub(super) fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    pub(super) fn set_node(&mut self, node: Node) -> anyhow::Result<()> {
+        self.node.set(0, bytemuck::cast::<_, Bytes<Node>>(node), 0).with_context(|| failed(map::NODE))
+    }
+
+    /// Makes the map say which addresses are the pools', and which of these are reserved.
+    pub(super) fn set_pools(&mut self, pools: &[PoolSpec]) -> anyhow::Result<()> {
+        let cidrs = pools
+            .iter()
+            .flat_map(|pool| &pool.cidrs)
+            .map(|cidr| (Key::new(u32::from(cidr.prefix_len()), cidr.network().octets()), 1));
+        let reserved =
+            pools.iter().flat_map(|pool| &pool.reserve).map(|addr| (Key::new(32, addr.octets()), 0));
+        let wanted: Vec<(Key<Addr>, u32)> = cidrs.chain(reserved).collect();
+        if wanted.len() > MAX_POOL_CIDRS as usize {
+            return Err(KeyError::new(
+                "pool",
+                format!("more than {MAX_POOL_CIDRS} CIDRs and reserved addresses; merge some"),
+            )
+            .into());
+        }
+        let standing: Vec<_> =
+            self.pools.keys().collect::<Result<_, _>>().with_context(|| failed(map::POOLS))?;
+        for key in standing {
+            let gone =
+                !wanted.iter().any(|(k, _)| k.prefix_len() == key.prefix_len() && k.data() == key.data());
+            if gone {
+                self.pools.remove(&key).with_context(|| failed(map::POOLS))?;
+            }
+        }
+        for (key, pooled) in &wanted {
+            self.pools.insert(key, pooled, 0).with_context(|| failed(map::POOLS))?;
+        }
+        Ok(())
+    }
+
+    /// Indices of the interfaces that the maps know.
+    pub(super) fn port_indices(&self) -> anyhow::Result<Vec<u32>> {
+        self.ports.keys().collect::<Result<_, _>>().with_context(|| failed(map::PORTS))
+    }
+
+    pub(super) fn port(&self, ifindex: u32) -> anyhow::Result<Option<abi::Port>> {
+        Ok(found(self.ports.get(&ifindex, 0)).with_context(|| failed(map::PORTS))?.map(bytemuck::cast))
+    }
+
+    /// Tells the program of an interface.
+    pub(super) fn insert_port(&mut self, ifindex: u32, port: abi::Port) -> anyhow::Result<()> {
+        let bytes: Bytes<abi::Port> = bytemuck::cast(port);
+        self.ports.insert(ifindex, bytes, 0).with_context(|| failed(map::PORTS))?;
+        self.egress.insert(ifindex, ifindex, None, 0).with_context(|| failed(map::EGRESS))
+    }
+
+    /// Makes the program forget an interface.
+    pub(super) fn remove_port(&mut self, ifindex: u32) -> anyhow::Result<()> {
+        // The kernel has taken it out of the devmap by itself if the interface is gone.
+        found(self.egress.remove(ifindex)).with_context(|| failed(map::EGRESS))?;
+        found(self.ports.remove(&ifindex)).with_context(|| failed(map::PORTS))?;
+        Ok(())
+    }
+
+    pub(super) fn halves(&self) -> anyhow::Result<Vec<Half>> {
+        let inbound = self
+            .inbound
+            .iter()
+            .map(|entry| entry.map(|(key, value)| Half::Inbound(inbound_binding(key, value))));
+        let outbound = self
+            .outbound
+            .iter()
+            .map(|entry| entry.map(|(key, value)| Half::Outbound(outbound_binding(key, value))));
+        inbound.chain(outbound).collect::<Result<_, _>>().context("cannot read the binding maps")
+    }
+
+    pub(super) fn inbound(&self, public_ip: Ipv4Addr) -> anyhow::Result<Option<Binding>> {
+        let key = public_ip.octets();
+        let value = found(self.inbound.get(&key, 0)).with_context(|| failed(map::INBOUND))?;
+        Ok(value.map(|value| inbound_binding(key, value)))
+    }
+
+    pub(super) fn outbound(&self, tenant: u32, private_ip: Ipv4Addr) -> anyhow::Result<Option<Binding>> {
+        let key = bytemuck::cast(OutboundKey { tenant, private_ip: private_ip.octets() });
+        let value = found(self.outbound.get(&key, 0)).with_context(|| failed(map::OUTBOUND))?;
+        Ok(value.map(|value| outbound_binding(key, value)))
+    }
+
+    pub(super) fn insert(&mut self, half: Half) -> anyhow::Result<()> {
+        match half {
+            Half::Inbound(Binding { public_ip, tenant, private_ip, meter }) => {
+                let value = Inbound { private_ip: private_ip.octets(), tenant, meter };
+                let value: Bytes<Inbound> = bytemuck::cast(value);
+                self.inbound.insert(public_ip.octets(), value, 0).with_context(|| failed(map::INBOUND))
+            }
+            Half::Outbound(Binding { public_ip, tenant, private_ip, meter }) => {
+                let key = OutboundKey { tenant, private_ip: private_ip.octets() };
+                let key: Bytes<OutboundKey> = bytemuck::cast(key);
+                let value: Bytes<Outbound> = bytemuck::cast(Outbound { eip: public_ip.octets(), meter });
+                self.outbound.insert(key, value, 0).with_context(|| failed(map::OUTBOUND))
+            }
+        }
+    }
+
+    pub(super) fn remove(&mut self, half: Half) -> anyhow::Result<()> {
+        match half {
+            Half::Inbound(binding) => {
+                found(self.inbound.remove(&binding.public_ip.octets()))
+                    .with_context(|| failed(map::INBOUND))?;
+            }
+            Half::Outbound(binding) => {
+                let key = OutboundKey { tenant: binding.tenant, private_ip: binding.private_ip.octets() };
+                found(self.outbound.remove(&bytemuck::cast(key))).with_context(|| failed(map::OUTBOUND))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn meters(&self, meters: &[u32]) -> anyhow::Result<Vec<Meter>> {
+        let read = |index: &u32| -> anyhow::Result<Meter> {
+            let cpus = self.meters.get(index, 0).with_context(|| failed(map::METERS))?;
+            Ok(cpus.iter().fold(Meter::default(), |sum, bytes| {
+                let cpu: Meter = bytemuck::cast(*bytes);
+                Meter {
+                    in_bytes: sum.in_bytes + cpu.in_bytes,
+                    in_packets: sum.in_packets + cpu.in_packets,
+                    out_bytes: sum.out_bytes + cpu.out_bytes,
+                    out_packets: sum.out_packets + cpu.out_packets,
+                }
+            }))
+        };
+        meters.iter().map(read).collect()
+    }
+
+    pub(super) fn reset_meter(&mut self, meter: u32) -> anyhow::Result<()> {
+        let cpus =
+            nr_cpus().map_err(|(file, error)| anyhow!(error).context(format!("cannot read {file}")))?;
+        let zeros = PerCpuValues::try_from(vec![[0; size_of::<Meter>()]; cpus])
+            .with_context(|| failed(map::METERS))?;
+        self.meters.set(meter, zeros, 0).with_context(|| failed(map::METERS))
+    }
+
+    pub(super) fn verdicts(&self) -> anyhow::Result<Verdicts> {
+        let read = |counter: Counter| -> anyhow::Result<u64> {
+            let cpus = self.counters.get(&counter.index(), 0).with_context(|| failed(map::COUNTERS))?;
+            Ok(cpus.iter().sum())
+        };
+        Ok(Verdicts {
+            forward: read(Counter::Forward)?,
+            pass: read(Counter::Pass)?,
+            punts: Punt::ALL
+                .iter()
+                .map(|&punt| Ok((punt, read(Counter::Punt(punt))?)))
+                .collect::<anyhow::Result<_>>()?,
+            drops: Reject::ALL
+                .iter()
+                .map(|&reject| Ok((reject, read(Counter::Drop(reject))?)))
+                .collect::<anyhow::Result<_>>()?,
+        })
+    }
+}
+
+fn inbound_binding(public_ip: Addr, value: Bytes<Inbound>) -> Binding {
+    let Inbound { private_ip, tenant, meter } = bytemuck::cast(value);
+    Binding { public_ip: public_ip.into(), tenant, private_ip: private_ip.into(), meter }
+}
+
+fn outbound_binding(key: Bytes<OutboundKey>, value: Bytes<Outbound>) -> Binding {
+    let OutboundKey { tenant, private_ip } = bytemuck::cast(key);
+    let Outbound { eip, meter } = bytemuck::cast(value);
+    Binding { public_ip: eip.into(), tenant, private_ip: private_ip.into(), meter }
+}
+
+/// Makes the absence of a key a value.
+fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == std::io::ErrorKind::NotFound => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn failed(map: &str) -> String {
+    format!("the BPF map {map} cannot be accessed")
+}
