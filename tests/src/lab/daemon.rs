@@ -131,7 +131,12 @@ impl Daemon {
                 Ok(len) if message[..len].split(|&byte| byte == b'\n').any(|line| line == b"READY=1") => {
                     return Ok(());
                 }
-                Err(error) if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                Err(error)
+                    if !matches!(
+                        error.kind(),
+                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                    ) =>
+                {
                     return Err(error).context("cannot read the notify socket");
                 }
                 _ => {}

@@ -63,7 +63,12 @@ fn receive(socket: &UdpSocket, stop: &AtomicBool) -> Result<Vec<Received>> {
                 let number = buffer.first_chunk().map(|bytes| u64::from_be_bytes(*bytes)).unwrap_or_default();
                 all.push(Received { number, source });
             }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                ) =>
+            {
                 if stop.load(Ordering::Relaxed) {
                     return Ok(all);
                 }
