@@ -78,16 +78,22 @@ pub(super) fn remove(pin_path: &Path) -> anyhow::Result<()> {
     if !pins(pin_path)?.is_empty() {
         return Ok(());
     }
+    if is_own_mount(pin_path)? {
+        unmount_at(pin_path)?;
+    }
     if !is_mount_point(pin_path)? {
-        remove_empty(pin_path)?;
+        fs::remove_dir(pin_path).with_context(|| format!("cannot remove {}", pin_path.display()))?;
     }
-    for mounted in [pin_path, Path::new(STANDARD)] {
-        if pin_path.starts_with(mounted) && is_own_mount(mounted)? && pins(mounted)?.is_empty() {
-            unmount(mounted, UnmountFlags::DETACH)
-                .with_context(|| format!("cannot unmount {}", mounted.display()))?;
-        }
+    let standard = Path::new(STANDARD);
+    if pin_path.starts_with(standard) && is_own_mount(standard)? && pins(standard)?.is_empty() {
+        unmount_at(standard)?;
     }
-    if pin_path.exists() && !is_mount_point(pin_path)? { remove_empty(pin_path) } else { Ok(()) }
+    Ok(())
+}
+
+fn unmount_at(path: &Path) -> anyhow::Result<()> {
+    // Detached, since the lock on the directory is still held.
+    unmount(path, UnmountFlags::DETACH).with_context(|| format!("cannot unmount {}", path.display()))
 }
 
 fn is_own_pin(pin: &Path) -> bool {
@@ -95,15 +101,6 @@ fn is_own_pin(pin: &Path) -> bool {
     map::ALL.contains(&&*name)
         || name == super::object::PROGRAM_PIN
         || name.starts_with(super::ports::LINK_PREFIX)
-}
-
-fn remove_empty(directory: &Path) -> anyhow::Result<()> {
-    match fs::remove_dir(directory) {
-        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ResourceBusy) => {
-            Err(error).with_context(|| format!("cannot remove {}", directory.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// The pins in a directory. The kernel's own files on a bpffs have a dot in their names, which no pin can have.

@@ -1,0 +1,244 @@
+//! Properties of the whole pipeline, for any bytes: it never panics, what is not forwarded is untouched, and what is
+//! forwarded has only changed where a NAT may change it, with checksums as right or wrong as they were.
+
+use nat_common::abi::{Addr, Inbound, Mac, Outbound, OutboundKey, Port};
+use nat_common::pipeline::{Direction, Node, Query, Route, process};
+use nat_common::verdict::{Egress, Verdict};
+use proptest::prelude::*;
+
+const NODE_MAC: Mac = [2, 0, 0, 0, 0, 1];
+const EIP: Addr = [203, 0, 113, 10];
+const VM: Addr = [10, 0, 0, 10];
+const X: Addr = [198, 51, 100, 7];
+
+/// One binding; interface 1 faces the internet, 2 the VMs, 3 both. Routes go where `route` says.
+struct OneBinding {
+    route: Route,
+    billed: u32,
+}
+
+impl Node for OneBinding {
+    fn port(&mut self, ifindex: u32) -> Option<Port> {
+        let role = u8::try_from(ifindex).ok().filter(|role| (1..=3).contains(role))?;
+        Some(Port { role, forwarding_before: 0, mac: NODE_MAC, tenant: 0 })
+    }
+
+    fn inbound(&mut self, public_ip: Addr) -> Option<Inbound> {
+        (public_ip == EIP).then_some(Inbound { private_ip: VM, tenant: 0, meter: 0 })
+    }
+
+    fn outbound(&mut self, key: OutboundKey) -> Option<Outbound> {
+        (key.private_ip == VM && key.tenant == 0).then_some(Outbound { eip: EIP, meter: 0 })
+    }
+
+    fn is_pooled(&mut self, addr: Addr) -> bool {
+        addr[..3] == EIP[..3]
+    }
+
+    fn public_ip(&mut self) -> Addr {
+        [192, 0, 2, 2]
+    }
+
+    fn route(&mut self, _: &Query) -> Route {
+        self.route
+    }
+
+    fn bill(&mut self, _: u32, _: Direction, _: u16) {
+        self.billed += 1;
+    }
+}
+
+fn any_route() -> impl Strategy<Value = Route> {
+    let via = Route::Via(Egress { ifindex: 3, destination: [4; 6], source: NODE_MAC });
+    prop_oneof![
+        8 => Just(via),
+        1 => Just(Route::Unresolved(3)),
+        1 => Just(Route::NotForwarded),
+        1 => Just(Route::Disabled),
+        1 => Just(Route::TooBig),
+        1 => Just(Route::Unreachable),
+    ]
+}
+
+fn any_addr() -> impl Strategy<Value = Addr> {
+    prop_oneof![Just(EIP), Just(VM), Just(X), any::<Addr>()]
+}
+
+/// RFC 1071 sum, folded.
+fn sum(bytes: &[u8]) -> u32 {
+    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+    words.fold(0, |sum, word| {
+        let sum = sum + word;
+        (sum & 0xffff) + (sum >> 16)
+    })
+}
+
+fn set_checksum(bytes: &mut [u8], at: usize, pseudo: u32) {
+    bytes[at..at + 2].fill(0);
+    let total = sum(bytes) + pseudo;
+    let folded = (total & 0xffff) + (total >> 16);
+    let checksum = !(((folded & 0xffff) + (folded >> 16)) as u16);
+    bytes[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+}
+
+/// What the pseudo-header of a packet adds.
+fn pseudo(packet: &[u8], header_len: usize) -> u32 {
+    sum(&packet[12..20]) + u32::from(packet[9]) + u32::try_from(packet.len() - header_len).expect("short")
+}
+
+/// Where a transport that covers the addresses has its checksum.
+fn checksum_offset(protocol: u8) -> Option<usize> {
+    match protocol {
+        6 => Some(16),
+        17 | 33 | 136 => Some(6),
+        _ => None,
+    }
+}
+
+prop_compose! {
+    /// A well-formed packet, checksums included.
+    fn packet()(
+        source in any_addr(),
+        destination in any_addr(),
+        protocol in prop_oneof![Just(6u8), Just(17), Just(1), Just(33), Just(136), any::<u8>()],
+        ttl in prop_oneof![Just(64u8), any::<u8>()],
+        fragment in prop_oneof![6 => Just(0u16), 1 => Just(0x2000), 1 => Just(0x4000), 1 => any::<u16>()],
+        options in prop_oneof![4 => Just(0usize), 1 => 0usize..=10],
+        payload in prop::collection::vec(any::<u8>(), 0..120),
+        tos: u8,
+    ) -> Vec<u8> {
+        let header_len = 20 + options * 4;
+        let mut packet = vec![1; header_len];
+        packet[0] = 0x40 | (header_len / 4) as u8;
+        packet[1] = tos;
+        packet[2..4].copy_from_slice(&u16::try_from(header_len + payload.len()).expect("short").to_be_bytes());
+        packet[4..6].fill(7);
+        packet[6..8].copy_from_slice(&fragment.to_be_bytes());
+        packet[8] = ttl;
+        packet[9] = protocol;
+        packet[12..16].copy_from_slice(&source);
+        packet[16..20].copy_from_slice(&destination);
+        set_checksum(&mut packet, 10, 0);
+        packet.extend(&payload);
+        if let Some(offset) = checksum_offset(protocol).filter(|offset| offset + 2 <= payload.len()) {
+            let pseudo = pseudo(&packet, header_len);
+            set_checksum(&mut packet[header_len..], offset, pseudo);
+        }
+        packet
+    }
+}
+
+/// An ICMP error about `quoted`, cut to `length`.
+fn error(source: Addr, destination: Addr, quoted: &[u8], length: usize) -> Vec<u8> {
+    let mut message = vec![3, 1, 0, 0, 0, 0, 0, 0];
+    message.extend(&quoted[..length.min(quoted.len())]);
+    set_checksum(&mut message, 2, 0);
+    let mut packet = vec![0x45, 0, 0, 0, 0, 1, 0, 0, 64, 1, 0, 0];
+    packet.extend(source.iter().chain(&destination));
+    packet[2..4].copy_from_slice(&u16::try_from(20 + message.len()).expect("short").to_be_bytes());
+    set_checksum(&mut packet, 10, 0);
+    packet.extend(message);
+    packet
+}
+
+prop_compose! {
+    fn any_packet()(
+        inner in packet(),
+        kind in 0..3,
+        router in any_addr(),
+        length in 0usize..150,
+        flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+        nasty: bool,
+    ) -> Vec<u8> {
+        let mut packet = match kind {
+            // To the one who sent what is quoted, as it ought to be.
+            0 => error(router, inner[12..16].try_into().expect("4 bytes"), &inner, length),
+            _ => inner,
+        };
+        if nasty {
+            for (index, byte) in flips {
+                let index = index.index(packet.len());
+                packet[index] ^= byte;
+            }
+        }
+        packet
+    }
+}
+
+fn frame(packet: &[u8], padding: usize) -> Vec<u8> {
+    let mut frame = [&NODE_MAC[..], &[6; 6], &[8, 0]].concat();
+    frame.extend(packet);
+    frame.resize(frame.len() + padding, 0xee);
+    frame
+}
+
+/// Whether the transport's checksum of a whole packet is right.
+fn transport_is_right(packet: &[u8]) -> Option<bool> {
+    let header_len = usize::from(packet[0] & 15) * 4;
+    let total = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
+    let packet = &packet[..total];
+    checksum_offset(packet[9]).filter(|offset| header_len + offset + 2 <= total)?;
+    let total = sum(&packet[header_len..]) + pseudo(packet, header_len);
+    let folded = (total & 0xffff) + (total >> 16);
+    Some((folded & 0xffff) + (folded >> 16) == 0xffff)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+    #[test]
+    fn any_bytes_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..200), ifindex in 0u32..5) {
+        let before = bytes.clone();
+        let mut node = OneBinding { route: Route::NotForwarded, billed: 0 };
+        process(bytes.as_mut_slice(), ifindex, &mut node);
+        prop_assert_eq!(bytes, before);
+        prop_assert_eq!(node.billed, 0);
+    }
+
+    #[test]
+    fn packets_come_out_right_or_untouched(
+        packet in any_packet(),
+        padding in 0usize..8,
+        cut in prop_oneof![9 => Just(0usize), 1 => 0usize..60],
+        ifindex in 1u32..4,
+        route in any_route(),
+    ) {
+        let mut before = frame(&packet, padding);
+        before.truncate(before.len().saturating_sub(cut));
+        let mut after = before.clone();
+        let mut node = OneBinding { route, billed: 0 };
+        let verdict = process(after.as_mut_slice(), ifindex, &mut node);
+        match verdict {
+            Verdict::Pass | Verdict::Drop(_) => {
+                prop_assert_eq!(&after, &before, "{:?} changed the packet", verdict);
+                prop_assert_eq!(node.billed, 0);
+            }
+            Verdict::Forward(_) | Verdict::Punt(_) => {
+                let (old, new) = (&before[14..], &after[14..]);
+                let header_len = usize::from(old[0] & 15) * 4;
+                prop_assert_eq!(after.len(), before.len());
+                prop_assert_eq!(sum(&new[..header_len]), 0xffff, "IP checksum");
+                prop_assert_eq!(&new[..8], &old[..8]);
+                prop_assert_eq!(&new[20..header_len], &old[20..header_len]);
+                let hop = u8::from(matches!(verdict, Verdict::Forward(_)));
+                prop_assert_eq!(new[8], old[8] - hop);
+                prop_assert_eq!(new[9], old[9]);
+                let fragment = u16::from_be_bytes([old[6], old[7]]) & 0x3fff;
+                let total = usize::from(u16::from_be_bytes([old[2], old[3]]));
+                prop_assert_eq!(&new[total..], &old[total..], "padding");
+                if fragment == 0 && old[9] == 1 {
+                    prop_assert_eq!(sum(&new[header_len..total]), sum(&old[header_len..total]), "ICMP checksum");
+                } else if fragment == 0 {
+                    prop_assert_eq!(transport_is_right(new), transport_is_right(old), "transport checksum");
+                    // Only the checksum may change in the payload.
+                    let changed = (header_len..total).filter(|&at| new[at] != old[at]);
+                    let allowed = checksum_offset(old[9]).map(|offset| header_len + offset);
+                    for at in changed {
+                        prop_assert!(allowed.is_some_and(|checksum| at == checksum || at == checksum + 1));
+                    }
+                }
+                prop_assert!(node.billed <= 2);
+            }
+        }
+    }
+}
