@@ -20,3 +20,5 @@ pub mod metrics;
 pub mod model;
 pub mod reconcile;
 pub mod store;
+#[cfg(test)]
+mod testing;

@@ -52,7 +52,6 @@ impl From<&model::Eip> for Eip {
 
 /// What an EIP has carried since it was allocated: IPv4 total lengths, and packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(clippy::struct_field_names, reason = "the names of usage rows")]
 pub struct Counters {
     /// Bytes towards the VM.
     pub in_bytes: u64,

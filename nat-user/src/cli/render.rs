@@ -1,8 +1,11 @@
 //! Tables for people: one line a thing, columns that also cut and grep well.
 
+use std::cmp::Reverse;
+use std::iter;
+
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{DecimalBytes, HumanCount};
-use nat_common::verdict::Reject;
+use nat_common::verdict::{Punt, Reject};
 
 use crate::api::types::{Counters, Eip, EipState, Pool, Stats, Status};
 
@@ -64,32 +67,55 @@ pub(super) fn pools(pools: &[Pool]) -> String {
 
 /// Verdicts, and the reasons that dropped something; with explanations every reason.
 pub(super) fn stats(stats: &Stats, explain: bool) -> String {
-    let verdicts = stats
-        .verdicts
-        .named()
-        .map(|(verdict, packets)| [verdict.to_owned(), HumanCount(packets).to_string()]);
-    let verdicts = table(Some(["VERDICT", "PACKETS"]), verdicts, &[1]);
-    let mut drops: Vec<(&String, u64)> = stats
-        .drops
-        .iter()
-        .map(|(reason, packets)| (reason, *packets))
-        .filter(|(_, n)| explain || *n > 0)
-        .collect();
-    drops.sort_by_key(|(_, packets)| std::cmp::Reverse(*packets));
-    let drops = drops.into_iter().map(|(reason, packets)| (reason.clone(), HumanCount(packets).to_string()));
+    let row = |(name, packets): (&str, u64)| [name.to_owned(), HumanCount(packets).to_string()];
+    let mut drops: Vec<(&str, u64)> =
+        stats.drops.iter().map(|(reason, packets)| (reason.as_str(), *packets)).collect();
+    drops.retain(|(_, packets)| explain || *packets > 0);
+    drops.sort_by_key(|(_, packets)| Reverse(*packets));
+
+    let mut text = table(Some(["VERDICT", "PACKETS"]), stats.verdicts.named().map(row), &[1]);
     if explain {
-        let rows = drops.map(|(reason, packets)| {
-            let known = Reject::ALL.iter().find(|known| known.name() == reason);
-            let text = known.map_or(String::new(), |known| format!("{} {}", known.meaning(), known.remedy()));
-            [reason, packets, text]
-        });
-        format!("{verdicts}\n{}", table(Some(["DROP REASON", "PACKETS", "MEANING AND REMEDY"]), rows, &[1]))
-    } else if drops.len() > 0 {
-        let rows = drops.map(|(reason, packets)| [reason, packets]);
-        format!("{verdicts}\n{}", table(Some(["DROP REASON", "PACKETS"]), rows, &[1]))
-    } else {
-        verdicts
+        text = explained(&text, stats.verdicts.named().map(|(verdict, _)| explain_verdict(verdict)));
     }
+    if drops.is_empty() {
+        return text;
+    }
+    let mut reasons = table(Some(["DROP REASON", "PACKETS"]), drops.iter().copied().map(row), &[1]);
+    if explain {
+        reasons = explained(&reasons, drops.iter().map(|(reason, _)| explain_reason(reason)));
+    }
+    text + "\n" + &reasons
+}
+
+fn explain_verdict(verdict: &str) -> Vec<String> {
+    match verdict {
+        "forward" => vec!["Translated and sent on.".to_owned()],
+        "pass" => vec!["Not a public address's: left to the node's own network stack.".to_owned()],
+        "punt" => {
+            let reasons =
+                Punt::ALL.iter().map(|punt| format!("{}: {} {}", punt.name(), punt.meaning(), punt.remedy()));
+            ["More than the fast path does; handed on for one of these reasons:".to_owned()]
+                .into_iter()
+                .chain(reasons)
+                .collect()
+        }
+        _ => vec!["Dropped, for one of the reasons below.".to_owned()],
+    }
+}
+
+fn explain_reason(name: &str) -> Vec<String> {
+    let reason = Reject::ALL.iter().find(|reason| reason.name() == name);
+    reason.map_or(vec![], |reason| vec![reason.meaning().to_owned(), reason.remedy().to_owned()])
+}
+
+/// A table with explanations under its rows.
+fn explained(table: &str, texts: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut lines = Vec::new();
+    for (row, texts) in table.lines().zip(iter::once(vec![]).chain(texts)) {
+        lines.push(row.to_owned());
+        lines.extend(texts.into_iter().map(|text| format!("    {text}")));
+    }
+    lines.join("\n") + "\n"
 }
 
 /// A table without rules; `right` are the columns of numbers.

@@ -23,6 +23,14 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("pool[].reuse_delay", r#""60s""#),
 ];
 
+/// What serde says of types, and what TOML calls them.
+const TOML_WORDS: [(&str, &str); 4] = [
+    ("type: map,", "type: table,"),
+    ("type: sequence,", "type: array,"),
+    ("expected a sequence", "expected an array"),
+    ("expected i64", "expected an integer"),
+];
+
 #[derive(Default, Deserialize)]
 #[serde(default, expecting = "tables")]
 pub(super) struct Raw {
@@ -110,7 +118,9 @@ fn wrong_type(key: &str, error: &toml::de::Error) -> KeyError {
             None if key.starts_with("pool") => "begin each pool with a line [[pool]]".to_owned(),
             None => format!("begin the section with a line [{}]", general.trim_end_matches("[]")),
         };
-    KeyError::new(key, format!("wrong type: {}; {mend}", error.message()))
+    let what =
+        TOML_WORDS.iter().fold(error.message().to_owned(), |what, (serde, toml)| what.replace(serde, toml));
+    KeyError::new(key, format!("wrong type: {what}; {mend}"))
 }
 
 fn unknown_key(key: &str) -> KeyError {

@@ -121,3 +121,72 @@ fn labelled(labels: &[(&str, &str)]) -> Metric {
 fn float(value: u64) -> f64 {
     value as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::TestDaemon;
+
+    fn samples(daemon: &TestDaemon, beginning: &str) -> Vec<String> {
+        daemon.scrape().lines().filter(|line| line.starts_with(beginning)).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn names_labels_and_types_are_fixed() {
+        let daemon = TestDaemon::start();
+        daemon.done("eip allocate --account acme");
+        daemon.done("eip attach 203.0.113.0 10.0.0.2");
+        {
+            let mut state = daemon.dataplane.state();
+            state.meters[0].in_bytes = (1 << 53) - 1;
+            state.meters[0].out_packets = 3;
+            state.verdicts.pass = 5;
+            state.verdicts.drops[2].1 = 2;
+        }
+        let scrape = daemon.scrape();
+        let (head, body) = scrape.split_once("\r\n\r\n").unwrap();
+        assert!(
+            head.starts_with("HTTP/1.1 200 ") && head.contains("content-type: text/plain; version=0.0.4"),
+            "{head}"
+        );
+        for line in [
+            "# TYPE eipnat_eip_bytes_total counter",
+            r#"eipnat_eip_bytes_total{eip="203.0.113.0",account="acme",direction="in"} 9007199254740991"#,
+            r#"eipnat_eip_bytes_total{eip="203.0.113.0",account="acme",direction="out"} 0"#,
+            "# TYPE eipnat_eip_packets_total counter",
+            r#"eipnat_eip_packets_total{eip="203.0.113.0",account="acme",direction="in"} 0"#,
+            r#"eipnat_eip_packets_total{eip="203.0.113.0",account="acme",direction="out"} 3"#,
+            "# TYPE eipnat_packets_total counter",
+            r#"eipnat_packets_total{verdict="forward"} 0"#,
+            r#"eipnat_packets_total{verdict="pass"} 5"#,
+            r#"eipnat_packets_total{verdict="punt"} 0"#,
+            r#"eipnat_packets_total{verdict="drop"} 2"#,
+            "# TYPE eipnat_dropped_packets_total counter",
+            r#"eipnat_dropped_packets_total{reason="ip_checksum"} 2"#,
+            r#"eipnat_dropped_packets_total{reason="source_unbound"} 0"#,
+            "# TYPE eipnat_bindings gauge",
+            "eipnat_bindings 1",
+            "# TYPE eipnat_revision gauge",
+            "eipnat_revision 2",
+            "# TYPE eipnat_build_info gauge",
+            concat!(r#"eipnat_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""} 1"#),
+        ] {
+            assert!(body.lines().any(|other| other == line), "{line}\nis not in\n{body}");
+        }
+        let families = body.lines().filter(|line| line.starts_with("# TYPE ")).count();
+        assert_eq!(body.lines().filter(|line| line.starts_with("# HELP ")).count(), families);
+    }
+
+    #[test]
+    fn series_of_an_eip_begin_with_its_attach_and_end_with_its_release() {
+        let daemon = TestDaemon::start();
+        let count = |expected| assert_eq!(samples(&daemon, "eipnat_eip_").len(), expected);
+        daemon.done("eip allocate");
+        count(0);
+        daemon.done("eip attach 203.0.113.0 10.0.0.2");
+        count(4);
+        daemon.done("eip detach 203.0.113.0");
+        count(4);
+        daemon.done("eip release 203.0.113.0");
+        count(0);
+    }
+}

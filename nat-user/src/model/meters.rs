@@ -10,7 +10,7 @@ pub(super) struct Meters {
     /// The lowest index that was never taken.
     fresh: u32,
     /// Indices that were given back, the oldest first.
-    returned: VecDeque<u32>,
+    pub(super) returned: VecDeque<u32>,
 }
 
 impl Meters {
@@ -31,10 +31,6 @@ impl Meters {
             self.returned.pop_front();
         }
     }
-
-    pub(super) fn give_back(&mut self, meter: u32) {
-        self.returned.push_back(meter);
-    }
 }
 
 #[cfg(test)]
@@ -50,8 +46,7 @@ mod tests {
             meter
         };
         assert_eq!([take(&mut meters), take(&mut meters)], [Some(0), Some(1)]);
-        meters.give_back(1);
-        meters.give_back(0);
+        meters.returned.extend([1, 0]);
         assert_eq!([0, 1, 2].map(|_| take(&mut meters)), [Some(2), Some(1), Some(0)]);
         assert_eq!(meters.next(), None);
     }

@@ -260,12 +260,11 @@ impl Model {
     ) -> Result<Change, Refusal> {
         let named =
             pool.map(|name| self.pool(name).ok_or_else(|| Refusal::UnknownPool(name.clone()))).transpose()?;
-        let (pool, address) = match address {
-            Some(address) => (self.wanted(address, named, now)?, address),
-            None => {
-                let pool = named.or_else(|| self.default_pool()).ok_or(Refusal::WhichPool)?;
-                (pool, pool.next(now)?)
-            }
+        let (pool, address) = if let Some(address) = address {
+            (self.wanted(address, named, now)?, address)
+        } else {
+            let pool = named.or_else(|| self.default_pool()).ok_or(Refusal::WhichPool)?;
+            (pool, pool.next(now)?)
         };
         let account = account.cloned().unwrap_or_else(Name::default_one);
         Ok(Change::Allocate(Eip {
@@ -334,12 +333,16 @@ impl Model {
                 self.eips.insert(eip.address, eip);
             }
             Change::Update { before, after } => {
-                before.private_ip.map(|private_ip| self.bound.remove(&private_ip));
-                after.private_ip.map(|private_ip| self.bound.insert(private_ip, after.address));
+                if let Some(private_ip) = before.private_ip {
+                    self.bound.remove(&private_ip);
+                }
+                if let Some(private_ip) = after.private_ip {
+                    self.bound.insert(private_ip, after.address);
+                }
                 self.eips.insert(after.address, after);
             }
             Change::Release { eip, at } => {
-                eip.meter.map(|meter| self.meters.give_back(meter));
+                self.meters.returned.extend(eip.meter);
                 self.pool_mut(&eip.pool).give_back(eip.address, at);
                 self.eips.remove(&eip.address);
             }

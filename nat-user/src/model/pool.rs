@@ -134,7 +134,7 @@ mod tests {
             name: Name::default_one(),
             cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
             reserve: reserve.iter().map(|address| address.parse().unwrap()).collect(),
-            reuse_delay: Duration::from_secs(60),
+            reuse_delay: Duration::from_mins(1),
         })
     }
 

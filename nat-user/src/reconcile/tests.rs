@@ -134,7 +134,9 @@ proptest! {
             })
             .collect();
         let mut dataplane = dataplane_with(&others);
-        before.into_iter().for_each(|b| halves([b]).into_iter().for_each(|h| put(&mut dataplane.state(), h)));
+        for half in halves(before) {
+            put(&mut dataplane.state(), half);
+        }
         change(&mut dataplane, before, after).unwrap();
 
         let mut expected: BTreeSet<Half> = others.into_iter().collect();
