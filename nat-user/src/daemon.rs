@@ -93,9 +93,6 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let control = Control::start(config.pools.clone(), dataplane).context("the datapath cannot be set up")?;
-    for port in control.ports() {
-        info!("{} {}: XDP in {} mode", port.role, port.name, port.mode);
-    }
     let control: Shared = Arc::new(Mutex::new(control));
     let api = sockets.api.listen()?;
     announce(config, &sockets)?;

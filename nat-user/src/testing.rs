@@ -45,7 +45,7 @@ impl TestDaemon {
         let metrics = metrics.blocking_recv().unwrap();
         let daemon = Self { dataplane, config, metrics, directory, running: Some((stop, thread)) };
         while daemon.eipnat("status").0 == 3 {
-            std::thread::yield_now();
+            assert!(daemon.running.as_ref().is_some_and(|(_, thread)| !thread.is_finished()), "it has ended");
         }
         daemon
     }

@@ -154,7 +154,7 @@ impl Client {
     fn not_eipnat(&self) -> Error {
         let socket = self.socket.display();
         Error::Broken(anyhow::anyhow!(
-            "what answers at {socket} is no eipnat of this version; look at --socket"
+            "what answers at {socket} is not an eipnat of this version; look at --socket"
         ))
     }
 }

@@ -19,6 +19,9 @@ const MAX_CONNECTIONS: u32 = 64;
 /// A connection carries one request and its answer within this time.
 const MAX_DURATION: Duration = Duration::from_secs(30);
 
+/// A connection that has not sent its request's head by then is cut: those who send nothing lock nobody out for long.
+const MAX_HEAD_DURATION: Duration = Duration::from_secs(5);
+
 /// How long connections may take to end once the server does.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -31,7 +34,7 @@ pub async fn serve<L: Listener>(mut listener: L, router: Router, shutdown: impl 
             let service = TowerToHyperService::new(router.clone());
             tokio::spawn(async move {
                 let mut http = http1::Builder::new();
-                http.keep_alive(false).timer(TokioTimer::new());
+                http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(MAX_HEAD_DURATION);
                 match timeout(MAX_DURATION, http.serve_connection(TokioIo::new(io), service)).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => debug!("a connection broke: {error}"),

@@ -1,9 +1,9 @@
 //! The daemon's socket in the file system: one daemon, the right permissions, nothing left behind.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -43,7 +43,7 @@ impl Claim {
         let path = api.socket.clone();
         if fs::symlink_metadata(&path).is_ok_and(|there| !there.file_type().is_socket()) {
             let what =
-                format!("{} is there and is no socket; remove it or write another path", path.display());
+                format!("{} exists and is not a socket; remove it or write another path", path.display());
             return Err(KeyError::new("api.socket", what).into());
         }
         let group = api.group.as_deref().map(config::group_id).transpose()?;
@@ -134,16 +134,22 @@ fn make_directories(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
         directory.ancestors().take_while(|path| !path.exists()).map(Path::to_owned).collect();
     missing.reverse();
     for (made, path) in missing.iter().enumerate() {
-        if let Err(error) = DirBuilder::new().mode(0o755).create(path)
-            && error.kind() != io::ErrorKind::AlreadyExists
-        {
+        if let Err(error) = make_directory(path) {
             remove_directories(&missing[..made]);
             return Err(error).with_context(|| {
-                format!("cannot make {}; run it as root, or set api.socket elsewhere", path.display())
+                format!("cannot make {}; run this as root, or set api.socket elsewhere", path.display())
             });
         }
     }
     Ok(missing)
+}
+
+/// Makes a directory that the socket's group can enter, whatever the umask.
+fn make_directory(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755))),
+    }
 }
 
 /// Removes directories that were made here, as far as nobody else has put anything into them.

@@ -54,12 +54,12 @@ fn a_connection_carries_one_request() {
 }
 
 #[test]
-fn idle_connections_hold_nobody_up_once_they_are_gone() {
+fn idle_connections_lock_nobody_out() {
     let daemon = TestDaemon::start();
     let idle: Vec<UnixStream> =
         (0..100).map(|_| UnixStream::connect(&daemon.config.api.socket).unwrap()).collect();
-    drop(idle);
     daemon.done("status");
+    drop(idle);
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn a_dead_daemons_socket_is_replaced_and_other_files_are_not() {
 
     fs::write(&socket, "precious").unwrap();
     let error = Claim::take(&Api { socket: socket.clone(), group: None }).unwrap_err();
-    let what = format!("{0} is there and is no socket; remove it or write another path", socket.display());
+    let what = format!("{0} exists and is not a socket; remove it or write another path", socket.display());
     assert_eq!(error.to_string(), format!("api.socket: {what}"));
     assert_eq!(fs::read_to_string(&socket).unwrap(), "precious");
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);

@@ -92,12 +92,12 @@ fn explain_verdict(verdict: &str) -> Vec<String> {
         "forward" => vec!["Translated and sent on.".to_owned()],
         "pass" => vec!["Not a public address's: left to the node's own network stack.".to_owned()],
         "punt" => {
-            let reasons =
-                Punt::ALL.iter().map(|punt| format!("{}: {} {}", punt.name(), punt.meaning(), punt.remedy()));
-            ["More than the fast path does; handed on for one of these reasons:".to_owned()]
-                .into_iter()
-                .chain(reasons)
-                .collect()
+            let mut lines =
+                vec!["More than the fast path does: handed on, for one of these reasons.".to_owned()];
+            for punt in Punt::ALL {
+                lines.extend([format!("{}: {}", punt.name(), punt.meaning()), punt.remedy().to_owned()]);
+            }
+            lines
         }
         _ => vec!["Dropped, for one of the reasons below.".to_owned()],
     }

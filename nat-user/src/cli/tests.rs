@@ -140,17 +140,20 @@ fn a_refusal_is_one_line_and_exit_code_1() {
     let daemon = TestDaemon::start();
     daemon.done("eip allocate");
     for (command, said) in [
-        ("eip attach 203.0.113.9 10.0.0.2", "203.0.113.9 is no EIP; `eipnat eip list` shows those that are"),
+        (
+            "eip attach 203.0.113.9 10.0.0.2",
+            "203.0.113.9 is not an EIP; `eipnat eip list` shows those that are",
+        ),
         (
             "eip attach 203.0.113.0 Web_1",
-            "\"Web_1\" is no name (1 to 63 of a-z 0-9 - . that begin and end with a letter or digit, \
+            "\"Web_1\" is not a name (1 to 63 of a-z 0-9 - . that begin and end with a letter or digit, \
              and not an IP address)",
         ),
         (
             "eip allocate --address 203.0.113.0",
             "203.0.113.0 is allocated already, to account default; choose another address",
         ),
-        ("eip show 203.0.113.1", "203.0.113.1 is no EIP; `eipnat eip list` shows those that are"),
+        ("eip show 203.0.113.1", "203.0.113.1 is not an EIP; `eipnat eip list` shows those that are"),
     ] {
         assert_eq!(daemon.eipnat(command), (1, String::new(), format!("error: {said}\n")), "{command}");
     }

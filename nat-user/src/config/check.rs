@@ -45,7 +45,7 @@ fn datapath(raw: raw::Datapath, public_ip: Option<Ipv4Addr>) -> Result<Datapath>
         Some("native") => Mode::Native,
         Some("generic") => Mode::Generic,
         Some(other) => {
-            let what = format!(r#""{other}" is no mode; write "auto", "native" or "generic""#);
+            let what = format!(r#""{other}" is not a mode; write "auto", "native" or "generic""#);
             return Err(KeyError::new("datapath.mode", what));
         }
     };
@@ -72,7 +72,7 @@ fn interfaces(key: &str, names: &[String], towards: &str) -> Result<()> {
     }
     let mut seen = BTreeSet::new();
     match names.iter().find(|name| !seen.insert(*name)) {
-        Some(twice) => Err(KeyError::new(key, format!(r#""{twice}" stands there twice; name it once"#))),
+        Some(twice) => Err(KeyError::new(key, format!(r#""{twice}" is listed twice; list it once"#))),
         None => Ok(()),
     }
 }
@@ -89,7 +89,7 @@ fn api(raw: raw::Api) -> Result<Api> {
 
 fn listen(text: &str) -> Result<SocketAddr> {
     text.parse().map_err(|_| {
-        let what = format!(r#""{text}" is no IP address and port; write it as in "127.0.0.1:9464""#);
+        let what = format!(r#""{text}" is not an IP address and port; write it as in "127.0.0.1:9464""#);
         KeyError::new("metrics.listen", what)
     })
 }
@@ -100,7 +100,7 @@ fn absolute(key: &str, text: Option<String>, default: &str) -> Result<PathBuf> {
         return Ok(path);
     }
     let what =
-        format!(r#""{}" is no absolute path; write it from the root, as in "{default}""#, path.display());
+        format!(r#""{}" is not an absolute path; write it from the root, as in "{default}""#, path.display());
     Err(KeyError::new(key, what))
 }
 
@@ -114,7 +114,7 @@ fn public_ip(text: &str, pools: &[PoolSpec]) -> Result<Ipv4Addr> {
     if let Some(range) = unusable(address.into()) {
         return Err(KeyError::new(
             key,
-            format!("{address} is in {range}, no node's address; write one of this node's"),
+            format!("{address} is in {range}, which is never a node's; write one of this node's"),
         ));
     }
     match pools.iter().find(|pool| pool.contains(address) && !pool.reserve.contains(&address)) {
@@ -190,13 +190,13 @@ fn pool(key: &str, raw: raw::Pool) -> Result<PoolSpec> {
 fn delay(key: &str, text: &str) -> Result<Duration> {
     let mistake =
         |what: &str| KeyError::new(key, format!(r#""{text}" is {what}; write it as in "60s" or "24h""#));
-    let delay = humantime::parse_duration(text).map_err(|_| mistake("no duration"))?;
+    let delay = humantime::parse_duration(text).map_err(|_| mistake("not a duration"))?;
     if delay > MAX_REUSE_DELAY { Err(mistake("more than a year")) } else { Ok(delay) }
 }
 
 fn address(key: &str, text: &str) -> Result<Ipv4Addr> {
     text.parse().map_err(|_| {
-        KeyError::new(key, format!(r#""{text}" is no IPv4 address; write it as in "203.0.113.1""#))
+        KeyError::new(key, format!(r#""{text}" is not an IPv4 address; write it as in "203.0.113.1""#))
     })
 }
 
@@ -205,7 +205,7 @@ fn cidr(key: &str, text: &str) -> Result<Ipv4Net> {
     let Ok(net) = text.parse::<Ipv4Net>() else {
         return mistake(match text.parse::<IpAddr>() {
             Ok(IpAddr::V4(_)) => format!(r#"has no prefix length; write "{text}/32" for the one address"#),
-            _ => r#"is no IPv4 CIDR; write it as in "203.0.113.0/24""#.to_owned(),
+            _ => r#"is not an IPv4 CIDR; write it as in "203.0.113.0/24""#.to_owned(),
         });
     };
     if net != net.trunc() {

@@ -91,13 +91,13 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     (
         r#"name = "nat-1""#,
         r#"name = "Nat_1""#,
-        "node.name: \"Nat_1\" is no name (1 to 63 of a-z 0-9 - . that begin and end with a letter or digit, \
+        "node.name: \"Nat_1\" is not a name (1 to 63 of a-z 0-9 - . that begin and end with a letter or digit, \
          and not an IP address); choose another",
     ),
     (
         r#"name = "other""#,
         r#"name = "10.0.0.1""#,
-        "pool[1].name: \"10.0.0.1\" is no name (1 to 63 of a-z 0-9 - . that begin and end with a letter or digit, \
+        "pool[1].name: \"10.0.0.1\" is not a name (1 to 63 of a-z 0-9 - . that begin and end with a letter or digit, \
          and not an IP address); choose another",
     ),
     (r#"name = "other""#, "", r#"pool[1].name: missing; name the pool, as in name = "default""#),
@@ -120,7 +120,7 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     (
         r#"downlinks = ["lo"]"#,
         r#"downlinks = ["lo", "lo"]"#,
-        r#"datapath.downlinks: "lo" stands there twice; name it once"#,
+        r#"datapath.downlinks: "lo" is listed twice; list it once"#,
     ),
     (
         r#"uplinks = ["lo"]"#,
@@ -133,7 +133,7 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "datapath.downlinks: missing; name at least one interface that faces the VMs",
     ),
     // The rest of the datapath.
-    (r#""auto""#, r#""fast""#, r#"datapath.mode: "fast" is no mode; write "auto", "native" or "generic""#),
+    (r#""auto""#, r#""fast""#, r#"datapath.mode: "fast" is not a mode; write "auto", "native" or "generic""#),
     ("1048576", "0", "datapath.max_bindings: 0 is out of range; write a number from 1 to 16777216"),
     (
         "1048576",
@@ -144,13 +144,17 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "/sys/fs/bpf/eipnat",
         "bpf/eipnat",
-        r#"datapath.pin_path: "bpf/eipnat" is no absolute path; write it from the root, as in "/sys/fs/bpf/eipnat""#,
+        r#"datapath.pin_path: "bpf/eipnat" is not an absolute path; write it from the root, as in "/sys/fs/bpf/eipnat""#,
     ),
-    ("192.0.2.1", "192.0.2", r#"node.public_ip: "192.0.2" is no IPv4 address; write it as in "203.0.113.1""#),
+    (
+        "192.0.2.1",
+        "192.0.2",
+        r#"node.public_ip: "192.0.2" is not an IPv4 address; write it as in "203.0.113.1""#,
+    ),
     (
         "192.0.2.1",
         "127.0.0.1",
-        "node.public_ip: 127.0.0.1 is in 127.0.0.0/8 (loopback), no node's address; write one of this node's",
+        "node.public_ip: 127.0.0.1 is in 127.0.0.0/8 (loopback), which is never a node's; write one of this node's",
     ),
     (
         "192.0.2.1",
@@ -161,12 +165,12 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "/var/lib/eipnat",
         "state",
-        r#"store.path: "state" is no absolute path; write it from the root, as in "/var/lib/eipnat""#,
+        r#"store.path: "state" is not an absolute path; write it from the root, as in "/var/lib/eipnat""#,
     ),
     (
         "/run/eipnat/api.sock",
         "api.sock",
-        r#"api.socket: "api.sock" is no absolute path; write it from the root, as in "/run/eipnat/api.sock""#,
+        r#"api.socket: "api.sock" is not an absolute path; write it from the root, as in "/run/eipnat/api.sock""#,
     ),
     (
         r#"group = "root""#,
@@ -176,18 +180,18 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "127.0.0.1:9464",
         "localhost",
-        r#"metrics.listen: "localhost" is no IP address and port; write it as in "127.0.0.1:9464""#,
+        r#"metrics.listen: "localhost" is not an IP address and port; write it as in "127.0.0.1:9464""#,
     ),
     // Pools.
     (
         "198.51.100.0/24",
         "198.51.100.0/33",
-        r#"pool[1].cidrs: "198.51.100.0/33" is no IPv4 CIDR; write it as in "203.0.113.0/24""#,
+        r#"pool[1].cidrs: "198.51.100.0/33" is not an IPv4 CIDR; write it as in "203.0.113.0/24""#,
     ),
     (
         "198.51.100.0/24",
         "2001:db8::/64",
-        r#"pool[1].cidrs: "2001:db8::/64" is no IPv4 CIDR; write it as in "203.0.113.0/24""#,
+        r#"pool[1].cidrs: "2001:db8::/64" is not an IPv4 CIDR; write it as in "203.0.113.0/24""#,
     ),
     (
         "198.51.100.0/24",
@@ -258,9 +262,13 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     (
         r#"reserve = ["203.0.113.1"]"#,
         r#"reserve = ["203.0.113.0/30"]"#,
-        r#"pool[0].reserve: "203.0.113.0/30" is no IPv4 address; write it as in "203.0.113.1""#,
+        r#"pool[0].reserve: "203.0.113.0/30" is not an IPv4 address; write it as in "203.0.113.1""#,
     ),
-    (r#""60s""#, r#""soon""#, r#"pool[0].reuse_delay: "soon" is no duration; write it as in "60s" or "24h""#),
+    (
+        r#""60s""#,
+        r#""soon""#,
+        r#"pool[0].reuse_delay: "soon" is not a duration; write it as in "60s" or "24h""#,
+    ),
     (
         r#""60s""#,
         r#""2years""#,

@@ -23,7 +23,7 @@ impl Name {
 /// A text that is no [`Name`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no name (1 to 63 of a-z 0-9 - . that begin and end with a letter or digit, and not an IP address)"
+    "{0:?} is not a name (1 to 63 of a-z 0-9 - . that begin and end with a letter or digit, and not an IP address)"
 )]
 pub struct NameError(String);
 

@@ -11,7 +11,7 @@ use super::Name;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The address is nobody's EIP.
-    #[error("{0} is no EIP; `eipnat eip list` shows those that are")]
+    #[error("{0} is not an EIP; `eipnat eip list` shows those that are")]
     UnknownEip(Ipv4Addr),
     /// No pool has that name.
     #[error("there is no pool {0}; `eipnat pool list` shows those that are")]
@@ -85,7 +85,7 @@ pub enum Refusal {
         eip: Ipv4Addr,
     },
     /// No VM can have that address.
-    #[error("{private_ip} is in {range}, no VM's address; name the VM's private IP")]
+    #[error("{private_ip} is in {range}, which is never a VM's address; name the VM's private IP")]
     Unusable {
         /// The address.
         private_ip: Ipv4Addr,

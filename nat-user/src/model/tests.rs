@@ -88,9 +88,12 @@ fn refusals_say_what_to_do() {
             "203.0.113.2 was given back lately and is free again at 1970-01-01T00:01:00Z, in 50s; \
              choose another address or wait",
         ),
-        (attach("203.0.113.3", "10.0.0.9"), "203.0.113.3 is no EIP; `eipnat eip list` shows those that are"),
-        (detach("203.0.113.3"), "203.0.113.3 is no EIP; `eipnat eip list` shows those that are"),
-        (release("203.0.113.3"), "203.0.113.3 is no EIP; `eipnat eip list` shows those that are"),
+        (
+            attach("203.0.113.3", "10.0.0.9"),
+            "203.0.113.3 is not an EIP; `eipnat eip list` shows those that are",
+        ),
+        (detach("203.0.113.3"), "203.0.113.3 is not an EIP; `eipnat eip list` shows those that are"),
+        (release("203.0.113.3"), "203.0.113.3 is not an EIP; `eipnat eip list` shows those that are"),
         (attach("203.0.113.0", "web-1"), "there is no VM web-1; name a private IP"),
         (
             attach("203.0.113.0", "10.0.0.9"),
@@ -98,7 +101,7 @@ fn refusals_say_what_to_do() {
         ),
         (
             attach("203.0.113.0", "224.0.0.1"),
-            "224.0.0.1 is in 224.0.0.0/4 (multicast), no VM's address; name the VM's private IP",
+            "224.0.0.1 is in 224.0.0.0/4 (multicast), which is never a VM's address; name the VM's private IP",
         ),
         (
             attach("203.0.113.0", "198.51.100.0"),
