@@ -1,5 +1,7 @@
 //! `eipnat-lab`: the network-namespace lab at the command line.
 
+mod demo;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -18,6 +20,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Shows eipnat at work: real traffic, live counters, clean end
+    Demo(demo::Options),
     /// Makes the network and keeps it until Ctrl-C
     Up {
         /// Also run this daemon on the node
@@ -33,6 +37,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Demo(options) => demo::run(&options),
         Command::Up { eipnat, one_armed } => up(eipnat, one_armed),
         Command::Sweep => lab::sweep(),
     };

@@ -1,37 +1,20 @@
 //! The counters that bills are made from, against a judge on the wire and a real Prometheus server.
 
-use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tests::lab::{
-    Bed, Capture, EIP_SPARE, EIP1, EIP2, FAR, INTERNET, INTERNET_DEVICE, METRICS, Packet, Process, Sender,
-    Setup, Sink, Topology, WebServer, curl, download, ping,
+    Bed, Capture, EIP_SPARE, EIP1, EIP2, FAR, INTERNET, INTERNET_DEVICE, METRICS, Meter, Packet, Process,
+    Sender, Setup, Sink, Topology, VM1, WebServer, curl, download, ping,
 };
 
 /// Where Prometheus listens, in the node's namespace.
 const PROMETHEUS: &str = "127.0.0.1:9090";
 
-/// Bytes and packets in one direction of one EIP.
-type Amount = (u64, u64);
-
-fn metered(bed: &Bed, eip: Ipv4Addr, direction: &str) -> Result<Amount> {
-    let text = bed.daemon.metrics()?;
-    let value = |name: &str| -> Result<u64> {
-        let wanted = [format!("eip=\"{eip}\""), format!("direction=\"{direction}\"")];
-        let mut lines = text
-            .lines()
-            .filter(|line| line.starts_with(&format!("{name}{{")) && wanted.iter().all(|w| line.contains(w)));
-        let line = lines.next().with_context(|| format!("no {name} of {eip} {direction} in\n{text}"))?;
-        ensure!(lines.next().is_none(), "two series {name} of {eip} {direction} in\n{text}");
-        Ok(line.rsplit(' ').next().unwrap_or_default().parse()?)
-    };
-    Ok((value("eipnat_eip_bytes_total")?, value("eipnat_eip_packets_total")?))
-}
-
-fn amount<'a>(packets: impl Iterator<Item = &'a Packet>) -> Amount {
+/// Bytes and packets.
+fn amount<'a>(packets: impl Iterator<Item = &'a Packet>) -> (u64, u64) {
     packets.fold((0, 0), |(bytes, count), packet| (bytes + packet.total_len, count + 1))
 }
 
@@ -40,13 +23,11 @@ fn counters_are_what_a_capture_on_the_wire_sums_up_to() -> Result<()> {
     Bed::run(Setup::default(), |bed| {
         let lab = &bed.lab;
         for eip in [EIP1, EIP2] {
-            for direction in ["in", "out"] {
-                assert_eq!(
-                    metered(bed, eip, direction)?,
-                    (0, 0),
-                    "the series stand at zero from the attach on"
-                );
-            }
+            assert_eq!(
+                bed.daemon.meter(eip)?,
+                Meter::default(),
+                "the series stand at zero from the attach on"
+            );
         }
         lab.capture_exactly()?;
         let capture = Capture::start(&lab.internet, INTERNET_DEVICE, "ip", lab.file("wan.pcap"))?;
@@ -61,12 +42,12 @@ fn counters_are_what_a_capture_on_the_wire_sums_up_to() -> Result<()> {
         let packets = capture.stop()?;
         let refused = |packet: &Packet| packet.destination == EIP1 && packet.bytes[8] == 1;
         for eip in [EIP1, EIP2] {
-            let inward =
+            let (in_bytes, in_packets) =
                 amount(packets.iter().filter(|packet| packet.destination == eip && !refused(packet)));
-            let outward = amount(packets.iter().filter(|packet| packet.source == eip));
-            assert!(inward.1 > 10 && outward.1 > 10, "{eip}: {inward:?} {outward:?}");
-            assert_eq!(metered(bed, eip, "in")?, inward, "{eip} in");
-            assert_eq!(metered(bed, eip, "out")?, outward, "{eip} out");
+            let (out_bytes, out_packets) = amount(packets.iter().filter(|packet| packet.source == eip));
+            let seen = Meter { in_bytes, in_packets, out_bytes, out_packets };
+            assert!(in_packets > 10 && out_packets > 10, "{eip}: {seen:?}");
+            assert_eq!(bed.daemon.meter(eip)?, seen, "{eip}");
         }
         Ok(())
     })
@@ -82,10 +63,11 @@ fn hairpin_is_metered_at_both_ends(topology: Topology) -> Result<()> {
         let sent = sender.stop()?;
         assert_eq!(sink.stop()?.len() as u64, sent);
         // IPv4 and UDP headers are 28 bytes.
-        let expected = (sent * (333 + 28), sent);
-        assert_eq!(metered(bed, EIP1, "out")?, expected);
-        assert_eq!(metered(bed, EIP2, "in")?, expected);
-        assert_eq!((metered(bed, EIP1, "in")?, metered(bed, EIP2, "out")?), ((0, 0), (0, 0)));
+        let bytes = sent * (333 + 28);
+        let expected = Meter { out_bytes: bytes, out_packets: sent, ..Meter::default() };
+        assert_eq!(bed.daemon.meter(EIP1)?, expected);
+        let expected = Meter { in_bytes: bytes, in_packets: sent, ..Meter::default() };
+        assert_eq!(bed.daemon.meter(EIP2)?, expected);
         Ok(())
     })
 }
@@ -134,14 +116,17 @@ fn metrics_and_stats_tell_the_same() -> Result<()> {
 fn series_stay_across_a_detach_and_end_with_the_release() -> Result<()> {
     Bed::run(Setup::default(), |bed| {
         ping(&bed.lab.internet, EIP1, 5, &[])?;
-        let before = (metered(bed, EIP1, "in")?, metered(bed, EIP1, "out")?);
-        assert_eq!(before, ((5 * 84, 5), (5 * 84, 5)));
-        let eip = EIP1.to_string();
+        let pinged = |count: u64| {
+            let bytes = count * 84;
+            Meter { in_bytes: bytes, in_packets: count, out_bytes: bytes, out_packets: count }
+        };
+        assert_eq!(bed.daemon.meter(EIP1)?, pinged(5));
+        let (eip, vm) = (EIP1.to_string(), VM1.to_string());
         bed.daemon.ok(&["eip", "detach", &eip])?;
-        assert_eq!((metered(bed, EIP1, "in")?, metered(bed, EIP1, "out")?), before, "after the detach");
-        bed.daemon.ok(&["eip", "attach", &eip, &tests::lab::VM1.to_string()])?;
+        assert_eq!(bed.daemon.meter(EIP1)?, pinged(5), "after the detach");
+        bed.daemon.ok(&["eip", "attach", &eip, &vm])?;
         ping(&bed.lab.internet, EIP1, 1, &[])?;
-        assert_eq!(metered(bed, EIP1, "in")?, (6 * 84, 6), "goes on after the attach");
+        assert_eq!(bed.daemon.meter(EIP1)?, pinged(6), "goes on after the attach");
         bed.daemon.ok(&["eip", "detach", &eip])?;
         bed.daemon.ok(&["eip", "release", &eip])?;
         let text = bed.daemon.metrics()?;

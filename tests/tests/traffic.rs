@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tests::lab::{
     Bed, Capture, EIP1, EIP2, FAR, INTERNET, INTERNET_DEVICE, Iperf, NODE_UP, Namespace, Sender, Setup, Sink,
-    Topology, VM1, VM2, WebServer, download, iperf, ping,
+    Topology, VM1, VM2, WebServer, download, ping,
 };
 
 const ONE_ARMED: Setup = Setup { topology: Topology::OneArmed, mode: "auto", bound: true };
@@ -129,7 +129,7 @@ fn iperf3_streams_each_way() -> Result<()> {
             (&lab.vm2, &lab.internet, INTERNET, Some(20_000_000)),
         ];
         for (client, server, target, udp) in runs {
-            let report = iperf(Iperf { client, server, target, seconds: 1, udp }, lab.file("iperf.log"))?;
+            let report = Iperf { client, server, target, seconds: 1, udp }.run(lab.file("iperf.log"))?;
             let least = udp.map_or(5_000_000.0, |rate| f64::from(rate) * 0.8);
             assert!(report.bits_per_second > least, "to {target}: {report:?}");
             // Receiving, iperf3 may be late on a busy machine; that not one packet is lost is tested elsewhere.

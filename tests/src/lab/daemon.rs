@@ -89,6 +89,44 @@ reuse_delay = "60s"
     }
 }
 
+/// What one EIP has carried, from `/metrics`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Meter {
+    /// Bytes towards the VM.
+    pub in_bytes: u64,
+    /// Packets towards the VM.
+    pub in_packets: u64,
+    /// Bytes towards the internet.
+    pub out_bytes: u64,
+    /// Packets towards the internet.
+    pub out_packets: u64,
+}
+
+impl Meter {
+    /// Finds an EIP's four counters in the text of `/metrics`.
+    ///
+    /// # Errors
+    /// When one of them is not there exactly once.
+    pub fn parse(metrics: &str, eip: Ipv4Addr) -> Result<Self> {
+        let value = |name: &str, direction: &str| -> Result<u64> {
+            let labels = [format!("eip=\"{eip}\""), format!("direction=\"{direction}\"")];
+            let series = |line: &&str| {
+                line.starts_with(&format!("{name}{{")) && labels.iter().all(|label| line.contains(label))
+            };
+            let lines: Vec<_> = metrics.lines().filter(series).collect();
+            ensure!(lines.len() == 1, "{} series {name} of {eip} {direction} in\n{metrics}", lines.len());
+            Ok(lines[0].rsplit(' ').next().unwrap_or_default().parse()?)
+        };
+        let (bytes, packets) = ("eipnat_eip_bytes_total", "eipnat_eip_packets_total");
+        Ok(Self {
+            in_bytes: value(bytes, "in")?,
+            in_packets: value(packets, "in")?,
+            out_bytes: value(bytes, "out")?,
+            out_packets: value(packets, "out")?,
+        })
+    }
+}
+
 /// A running daemon. Dropping it kills it; the datapath stays until `unload`, or until the lab goes.
 #[derive(Debug)]
 pub struct Daemon {
@@ -241,6 +279,14 @@ impl Daemon {
     pub fn metrics(&self) -> Result<String> {
         self.node
             .succeed("curl", &["-sS", "--fail", "--max-time", "20", &format!("http://{METRICS}/metrics")])
+    }
+
+    /// What an EIP has carried.
+    ///
+    /// # Errors
+    /// When `/metrics` does not tell.
+    pub fn meter(&self, eip: Ipv4Addr) -> Result<Meter> {
+        Meter::parse(&self.metrics()?, eip)
     }
 
     /// The value of the one metric that begins like this, such as `eipnat_bindings ` or

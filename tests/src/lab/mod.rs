@@ -21,11 +21,11 @@ use anyhow::{Context, Result, bail};
 
 pub use bed::{Bed, Setup, pins};
 pub use capture::{Capture, Packet};
-pub use daemon::{Config, Daemon, METRICS, eipnat_binary, refused, run_eipnat};
+pub use daemon::{Config, Daemon, METRICS, Meter, eipnat_binary, refused, run_eipnat};
 pub use namespace::Namespace;
 pub use process::Process;
 pub use site::{Footprint, signalled, sweep, take_first_signal};
-pub use traffic::{Iperf, IperfReport, Pings, curl, download, iperf, ping};
+pub use traffic::{Iperf, IperfReport, Pings, curl, download, ping};
 pub use udp::{Received, Sender, Sink};
 pub use web::{WebServer, content};
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
 /// The Debian package of each program that the lab and the tests call.
 const PACKAGES: [(&str, &str); 8] = [
@@ -127,7 +127,16 @@ impl Drop for Process {
 }
 
 /// Runs a command to its end.
-pub(super) fn output(mut command: Command, timeout: Duration) -> Result<Output> {
+pub(super) fn output(command: Command, timeout: Duration) -> Result<Output> {
+    output_until(command, timeout, &|| false)
+}
+
+/// Runs a command to its end, and asks it to end by SIGINT as soon as `stop` says so.
+pub(super) fn output_until(
+    mut command: Command,
+    timeout: Duration,
+    stop: &(dyn Fn() -> bool + Sync),
+) -> Result<Output> {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = start(&mut command)?;
     let pidfd = pidfd_open(pid_of(&child), PidfdFlags::empty())?;
@@ -135,7 +144,7 @@ pub(super) fn output(mut command: Command, timeout: Duration) -> Result<Output> 
     let (in_time, stdout, stderr) = std::thread::scope(|scope| {
         let stdout = scope.spawn(|| drain(stdout));
         let stderr = scope.spawn(|| drain(stderr));
-        let in_time = ends_within(&pidfd, timeout);
+        let in_time = ends_or_is_stopped(&pidfd, timeout, stop);
         if !matches!(in_time, Ok(true)) {
             // Without this the readers would wait for ever.
             let _ = child.kill();
@@ -172,6 +181,23 @@ fn drain(pipe: Option<impl Read>) -> Vec<u8> {
         let _ = pipe.read_to_end(&mut bytes);
     }
     bytes
+}
+
+/// Whether the process has ended in time.
+fn ends_or_is_stopped(pidfd: &OwnedFd, timeout: Duration, stop: &dyn Fn() -> bool) -> Result<bool> {
+    const STEP: Duration = Duration::from_millis(50);
+    let deadline = Instant::now() + timeout;
+    let mut asked = false;
+    while Instant::now() < deadline {
+        if ends_within(pidfd, STEP)? {
+            return Ok(true);
+        }
+        if !asked && stop() {
+            pidfd_send_signal(pidfd, Signal::INT)?;
+            asked = true;
+        }
+    }
+    Ok(false)
 }
 
 fn ends_within(pidfd: &OwnedFd, timeout: Duration) -> Result<bool> {

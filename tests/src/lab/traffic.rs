@@ -1,6 +1,7 @@
 //! Real clients: ping, curl, iperf3.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -92,13 +93,13 @@ pub struct Iperf<'a> {
     pub server: &'a Namespace,
     /// The address that the client sends to.
     pub target: Ipv4Addr,
-    /// How long it sends.
+    /// How long it sends, in seconds.
     pub seconds: u32,
     /// UDP at this rate in bit/s, or TCP as fast as it goes.
     pub udp: Option<u32>,
 }
 
-/// What the server of an iperf3 run received.
+/// What an iperf3 run brought across.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct IperfReport {
     /// Payload bytes.
@@ -111,34 +112,60 @@ pub struct IperfReport {
     pub datagrams: u64,
 }
 
-/// Runs iperf3 to its end. `log` is a file in the lab's directory for the server's output.
-///
-/// # Errors
-/// When either side fails.
-pub fn iperf(run: Iperf<'_>, log: std::path::PathBuf) -> Result<IperfReport> {
-    let mut server = iperf_server(run.server, log)?;
-    let mut command = Command::new("iperf3");
-    command.args(["--json", "--connect-timeout", "10000", "-c", &run.target.to_string()]);
-    command.args(["-t", &run.seconds.to_string()]);
-    if let Some(rate) = run.udp {
-        command.args(["-u", "-l", "1200", "-b", &rate.to_string()]);
+impl Iperf<'_> {
+    /// Runs iperf3 to its end. `log` is a file in the lab's directory for the server's output.
+    ///
+    /// # Errors
+    /// When either side fails.
+    pub fn run(self, log: PathBuf) -> Result<IperfReport> {
+        self.run_until(log, &|| false)
     }
-    let limit = Duration::from_secs(u64::from(run.seconds) + 30);
-    let output = run.client.run(|| process::output(command, limit))??;
-    let report: Value = serde_json::from_slice(&output.stdout).context("iperf3 gives no JSON")?;
-    ensure!(output.status.success(), "iperf3 to {}: {}\n{}", run.target, report["error"], server.log());
-    server.wait(Duration::from_secs(10))?;
-    let sum = if run.udp.is_some() { &report["end"]["sum"] } else { &report["end"]["sum_received"] };
-    let number = |key: &str| sum[key].as_u64().with_context(|| format!("no {key} in iperf3's {sum}"));
-    Ok(IperfReport {
-        bytes: number("bytes")?,
-        bits_per_second: sum["bits_per_second"].as_f64().context("no rate from iperf3")?,
-        lost: if run.udp.is_some() { number("lost_packets")? } else { 0 },
-        datagrams: if run.udp.is_some() { number("packets")? } else { 0 },
-    })
+
+    /// Runs iperf3 to its end, or until `stop` says so.
+    ///
+    /// # Errors
+    /// When either side fails.
+    pub fn run_until(self, log: PathBuf, stop: &(dyn Fn() -> bool + Sync)) -> Result<IperfReport> {
+        let mut server = iperf_server(self.server, log)?;
+        let mut command = Command::new("iperf3");
+        command.args(["--json", "--connect-timeout", "10000", "-c", &self.target.to_string()]);
+        command.args(["-t", &self.seconds.to_string()]);
+        if let Some(rate) = self.udp {
+            command.args(["-u", "-l", "1200", "-b", &rate.to_string()]);
+        }
+        let limit = Duration::from_secs(u64::from(self.seconds) + 30);
+        let output = self.client.run(|| process::output_until(command, limit, stop))??;
+        let report: Value = serde_json::from_slice(&output.stdout).context("iperf3 gives no JSON")?;
+        let stopped = report["error"].as_str().is_some_and(|error| error.starts_with("interrupt"));
+        ensure!(
+            output.status.success() || stopped,
+            "iperf3 to {}: {}\n{}",
+            self.target,
+            report["error"],
+            server.log()
+        );
+        server.wait(Duration::from_secs(10))?;
+        self.report(&report["end"], stopped)
+    }
+
+    fn report(self, end: &Value, stopped: bool) -> Result<IperfReport> {
+        let sum = match self.udp {
+            Some(_) => &end["sum"],
+            // A client that was stopped does not learn what the server received.
+            None if stopped => &end["sum_sent"],
+            None => &end["sum_received"],
+        };
+        let number = |key: &str| sum[key].as_u64().with_context(|| format!("no {key} in iperf3's {sum}"));
+        Ok(IperfReport {
+            bytes: number("bytes")?,
+            bits_per_second: sum["bits_per_second"].as_f64().context("no rate from iperf3")?,
+            lost: if self.udp.is_some() { number("lost_packets")? } else { 0 },
+            datagrams: if self.udp.is_some() { number("packets")? } else { 0 },
+        })
+    }
 }
 
-fn iperf_server(namespace: &Namespace, log: std::path::PathBuf) -> Result<Process> {
+fn iperf_server(namespace: &Namespace, log: PathBuf) -> Result<Process> {
     let mut command = Command::new("iperf3");
     command.args(["--server", "--one-off", "--forceflush"]);
     let mut server = namespace.spawn(command, log)?;
