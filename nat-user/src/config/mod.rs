@@ -1,6 +1,6 @@
 //! The configuration file: TOML in, a [`Config`] that cannot be wrong out.
 //!
-//! Three steps, each with its own module: [`raw`] gives TOML its shape, [`check`] gives it a meaning, [`host`] looks
+//! Three steps, each with its own module: `raw` gives TOML its shape, `check` gives it a meaning, `host` looks
 //! whether this machine has what is named. Every mistake becomes one [`KeyError`], before anything is changed.
 
 mod check;
