@@ -126,7 +126,7 @@ fn a_second_daemon_is_refused_and_disturbs_nothing() -> Result<()> {
     Bed::run(Setup::default(), |bed| {
         let lab = &bed.lab;
         let own = bed.daemon.config().clone();
-        let before = (lab.programs()?, pins(&own)?.len(), bed.daemon.json(&["status"])?);
+        let before = state(bed)?;
         let elsewhere = |part: &str| own.dir.join(part).to_string_lossy().into_owned();
         let good = own.to_toml().replace("127.0.0.1:9464", "127.0.0.1:9465");
         let sock = own.socket().to_string_lossy().into_owned();
@@ -142,7 +142,7 @@ fn a_second_daemon_is_refused_and_disturbs_nothing() -> Result<()> {
             let line = refused(&run(lab, &file)?).context(name)?;
             assert!(line.len() > 20, "{name}: {line}");
             assert!(bed.daemon.is_running()?, "{name}: the first daemon has ended");
-            assert_eq!(lab_state(lab, bed, &own)?, before, "{name}");
+            assert_eq!(state(bed)?, before, "{name}");
             let pings = ping(&lab.internet, EIP1, 3, &[])?;
             assert_eq!(pings.received, 3, "{name}");
         }
@@ -150,17 +150,27 @@ fn a_second_daemon_is_refused_and_disturbs_nothing() -> Result<()> {
     })
 }
 
-fn lab_state(lab: &Lab, bed: &Bed, own: &Config) -> Result<(Vec<(String, u32)>, usize, serde_json::Value)> {
-    Ok((lab.programs()?, pins(own)?.len(), bed.daemon.json(&["status"])?))
+/// What a second daemon must not change: programs, pins, and what the first daemon says of itself.
+type State = (Vec<(String, u32)>, Vec<String>, serde_json::Value);
+
+fn state(bed: &Bed) -> Result<State> {
+    Ok((bed.lab.programs()?, pins(bed.daemon.config())?, bed.daemon.json(&["status"])?))
 }
 
 #[test]
 fn exit_codes_tell_usage_from_no_daemon() -> Result<()> {
     let lab = Lab::new(Topology::TwoArmed)?;
     let eipnat = eipnat_binary()?;
-    for args in
-        [&["nonsense"][..], &["eip"], &["run"], &["eip", "attach", "203.0.113.1"], &["--no-such-option"]]
-    {
+    let nonsense: [&[&str]; 7] = [
+        &["nonsense"],
+        &["eip"],
+        &["run"],
+        &["eip", "attach", "203.0.113.1"],
+        &["eip", "show", "no address"],
+        &["eip", "allocate", "--account", "No Account"],
+        &["--no-such-option"],
+    ];
+    for args in nonsense {
         let output = run_eipnat(&lab.node, &eipnat, args)?;
         assert_eq!(output.status.code(), Some(2), "{args:?}: {output:?}");
         assert!(!output.stderr.is_empty() && output.stdout.is_empty(), "{args:?}: {output:?}");

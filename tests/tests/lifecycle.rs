@@ -2,7 +2,10 @@
 
 use anyhow::Result;
 use rustix::process::{Pid, Signal, kill_process};
-use tests::lab::{Bed, Config, Daemon, EIP1, INTERNET, Lab, Setup, Topology, VM1, eipnat_binary, ping, pins};
+use tests::lab::{
+    Bed, Capture, Config, Daemon, EIP1, INTERNET, INTERNET_DEVICE, Lab, Sender, Setup, Topology, VM1,
+    eipnat_binary, ping, pins,
+};
 
 fn answered(bed: &Bed, what: &str) -> Result<()> {
     let lab = &bed.lab;
@@ -109,5 +112,38 @@ fn a_bpffs_that_is_there_already_is_used() -> Result<()> {
     daemon.unload()?;
     assert_eq!(lab.programs()?, []);
     assert_eq!(pins(&config)?, Vec::<String>::new());
+    lab.remove()
+}
+
+#[test]
+fn no_private_address_gets_out_from_the_start_to_the_unload() -> Result<()> {
+    let lab = Lab::new(Topology::TwoArmed)?;
+    let capture = Capture::start(&lab.internet, INTERNET_DEVICE, "net 10.0.0.0/8", lab.file("wan.pcap"))?;
+    let sender = Sender::start(&lab.vm1, (INTERNET, 7000), 5000, 64)?;
+    let mut sent_before = 0;
+    for _ in 0..3 {
+        let mut daemon = Daemon::start(&lab, &eipnat_binary()?, Config::of(&lab))?;
+        daemon.bind(EIP1, VM1)?;
+        daemon.ok(&["eip", "detach", &EIP1.to_string()])?;
+        daemon.stop()?;
+        daemon.unload()?;
+        assert!(sender.next() > sent_before + 100, "nothing was sent");
+        sent_before = sender.next();
+    }
+    sender.stop()?;
+    let leaked = capture.stop()?;
+    assert!(leaked.is_empty(), "{} packets, the first {:?}", leaked.len(), leaked.first());
+    lab.remove()
+}
+
+#[test]
+fn unload_has_detached_when_it_returns() -> Result<()> {
+    let lab = Lab::new(Topology::TwoArmed)?;
+    for round in 1..=5 {
+        let mut daemon = Daemon::start(&lab, &eipnat_binary()?, Config::of(&lab))?;
+        daemon.stop()?;
+        daemon.unload()?;
+        assert_eq!(lab.programs()?, [], "round {round}");
+    }
     lab.remove()
 }

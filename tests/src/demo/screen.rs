@@ -20,6 +20,13 @@ const WIDE: u16 = 100;
 /// Rows that a terminal needs for everything.
 const HIGH: u16 = 20;
 
+/// One EIP's rates in a step: towards the VM and towards the internet.
+#[derive(Clone, Copy, Debug)]
+struct Rates {
+    bits: [u64; 2],
+    packets: [u64; 2],
+}
+
 /// Shows rates from one step to the next.
 pub(crate) struct Live {
     terminal: bool,
@@ -27,7 +34,7 @@ pub(crate) struct Live {
     lines: u16,
     last: (Duration, Vec<Meter>),
     /// Bits a second towards the VM and towards the internet, for each EIP.
-    history: Vec<[Vec<f64>; 2]>,
+    history: Vec<[Vec<u64>; 2]>,
 }
 
 impl Live {
@@ -49,19 +56,19 @@ impl Live {
     /// Shows a step.
     pub(crate) fn show(&mut self, now: Duration, meters: &[Meter], board: &Board) -> Result<()> {
         let (then, before) = std::mem::replace(&mut self.last, (now, meters.to_vec()));
-        let seconds = (now - then).as_secs_f64().max(0.001);
+        let elapsed = now.saturating_sub(then);
         let mut rates = Vec::new();
         for ((history, before), meter) in self.history.iter_mut().zip(&before).zip(meters) {
             let bytes = [meter.in_bytes - before.in_bytes, meter.out_bytes - before.out_bytes];
             let packets = [meter.in_packets - before.in_packets, meter.out_packets - before.out_packets];
-            let bits = bytes.map(|bytes| bytes as f64 * 8.0 / seconds);
+            let bits = bytes.map(|bytes| per_second(bytes * 8, elapsed));
             for (history, bits) in history.iter_mut().zip(bits) {
                 history.push(bits);
                 if history.len() > HISTORY {
                     history.remove(0);
                 }
             }
-            rates.push((bits, packets.map(|packets| packets as f64 / seconds)));
+            rates.push(Rates { bits, packets: packets.map(|packets| per_second(packets, elapsed)) });
         }
         if self.terminal { self.redraw(now, meters, &rates, board) } else { print_lines(now, &rates) }
     }
@@ -82,13 +89,7 @@ impl Live {
         Ok(out.flush()?)
     }
 
-    fn redraw(
-        &mut self,
-        now: Duration,
-        meters: &[Meter],
-        rates: &[([f64; 2], [f64; 2])],
-        board: &Board,
-    ) -> Result<()> {
+    fn redraw(&mut self, now: Duration, meters: &[Meter], rates: &[Rates], board: &Board) -> Result<()> {
         let (columns, rows) = terminal::size().unwrap_or((80, 24));
         let mut header = vec!["EIP", "VM", "", "RATE", "PACKETS/S", "BYTES", "PACKETS"];
         if columns >= WIDE {
@@ -103,8 +104,8 @@ impl Live {
                     if first { eip.to_string() } else { String::new() },
                     if first { (*vm).to_owned() } else { String::new() },
                     ["in", "out"][direction].to_owned(),
-                    rate(rates[index].0[direction]),
-                    grouped(rates[index].1[direction] as u64),
+                    rate(rates[index].bits[direction]),
+                    grouped(rates[index].packets[direction]),
                     grouped(bytes),
                     grouped(packets),
                     sparkline(&self.history[index][direction]),
@@ -117,59 +118,63 @@ impl Live {
         }
         let mut text = format!("{:.0} s; Ctrl-C ends\n\n{table}\n", now.as_secs_f64());
         if rows >= HIGH {
-            text += &format!("\n{}\n", board.table());
+            text = format!("{text}\n{}\n", board.table());
         }
         self.draw(&text)
     }
 }
 
-fn print_lines(now: Duration, rates: &[([f64; 2], [f64; 2])]) -> Result<()> {
-    for ((eip, _, vm), (bits, packets)) in BINDINGS.iter().zip(rates) {
+fn print_lines(now: Duration, rates: &[Rates]) -> Result<()> {
+    for ((eip, _, vm), Rates { bits, packets }) in BINDINGS.iter().zip(rates) {
         println!(
             "{:3.0} s  {eip} ({vm})  in {:>11} {:>9} packets/s   out {:>11} {:>9} packets/s",
             now.as_secs_f64(),
             rate(bits[0]),
-            grouped(packets[0] as u64),
+            grouped(packets[0]),
             rate(bits[1]),
-            grouped(packets[1] as u64),
+            grouped(packets[1]),
         );
     }
     Ok(stdout().flush()?)
 }
 
 /// The past as bars, the highest one full.
-fn sparkline(values: &[f64]) -> String {
+fn sparkline(values: &[u64]) -> String {
     const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-    let highest = values.iter().copied().fold(1.0, f64::max);
-    let bar = |value: &f64| BARS[((value / highest * 7.0).round() as usize).min(7)];
+    let highest = values.iter().copied().max().unwrap_or(0).max(1);
+    let bar = |value: &u64| BARS[usize::try_from(value * 7 / highest).map_or(7, |bar| bar.min(7))];
     let bars: String = values.iter().map(bar).collect();
     format!("{bars:<HISTORY$}")
 }
 
+/// What is left of an amount in one second.
+pub(crate) fn per_second(amount: u64, elapsed: Duration) -> u64 {
+    let millis = elapsed.as_millis().max(1);
+    u64::try_from(u128::from(amount) * 1000 / millis).unwrap_or(u64::MAX)
+}
+
 /// A rate from bits a second.
-pub(crate) fn rate(bits: f64) -> String {
+pub(crate) fn rate(bits: u64) -> String {
     scaled(bits, "bit/s")
 }
 
 /// An amount of bytes.
-pub(crate) fn bytes(bytes: f64) -> String {
+pub(crate) fn bytes(bytes: u64) -> String {
     scaled(bytes, "B")
 }
 
-fn scaled(value: f64, unit: &str) -> String {
-    let (value, prefix) = match value {
-        v if v >= 1e9 => (v / 1e9, "G"),
-        v if v >= 1e6 => (v / 1e6, "M"),
-        v if v >= 1e3 => (v / 1e3, "k"),
-        v => (v, ""),
+/// Three digits and a prefix.
+fn scaled(value: u64, unit: &str) -> String {
+    let prefixes = [(1_000_000_000, "G"), (1_000_000, "M"), (1000, "k")];
+    let Some((scale, prefix)) = prefixes.into_iter().find(|(scale, _)| value >= *scale) else {
+        return format!("{value} {unit}");
     };
-    let digits = match value {
-        _ if prefix.is_empty() => 0,
-        v if v < 9.995 => 2,
-        v if v < 99.95 => 1,
-        _ => 0,
-    };
-    format!("{value:.digits$} {prefix}{unit}")
+    let (whole, rest) = (value / scale, value % scale);
+    match whole {
+        0..10 => format!("{whole}.{:02} {prefix}{unit}", rest * 100 / scale),
+        10..100 => format!("{whole}.{} {prefix}{unit}", rest * 10 / scale),
+        _ => format!("{whole} {prefix}{unit}"),
+    }
 }
 
 /// A number with commas between groups of three digits.
@@ -177,7 +182,7 @@ pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);

@@ -10,7 +10,7 @@ use comfy_table::Table;
 use tests::lab::{EIP1, INTERNET, Iperf, Lab, Namespace, content, curl, ping};
 
 use super::plain_table;
-use super::screen::{bytes, rate};
+use super::screen::{bytes, per_second, rate};
 
 /// Size of one download, in bytes.
 const DOWNLOAD: usize = 8_000_000;
@@ -245,7 +245,7 @@ impl Activity {
         if let Some(failure) = &tally.failure {
             return format!("FAILED: {failure}");
         }
-        let speed = tally.bytes as f64 * 8.0 / tally.busy.as_secs_f64().max(0.001);
+        let speed = rate(per_second(tally.bytes * 8, tally.busy));
         match self.kind {
             Kind::Ping => {
                 let rtt =
@@ -254,9 +254,9 @@ impl Activity {
             }
             Kind::Stream if tally.done == 0 => "under way".to_owned(),
             Kind::Download => {
-                format!("{} × {} intact, {}", tally.done, bytes(DOWNLOAD as f64), rate(speed))
+                format!("{} × {} intact, {}", tally.done, bytes(DOWNLOAD as u64), speed)
             }
-            Kind::Stream => format!("{}, {}", bytes(tally.bytes as f64), rate(speed)),
+            Kind::Stream => format!("{}, {speed}", bytes(tally.bytes)),
         }
     }
 }

@@ -95,15 +95,11 @@ impl Bed {
     pub fn describe(&self) -> String {
         let mut text = self.lab.describe();
         for args in [&["status"][..], &["stats"], &["eip", "list"]] {
-            let shown = self
-                .daemon
-                .cli(args)
-                .map(|output| String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned());
-            text += &format!(
-                "--- eipnat {}\n{}",
-                args.join(" "),
-                shown.unwrap_or_else(|error| format!("{error:#}\n"))
-            );
+            let shown = match self.daemon.cli(args) {
+                Ok(output) => String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+                Err(error) => format!("{error:#}\n"),
+            };
+            text = format!("{text}--- eipnat {}\n{shown}", args.join(" "));
         }
         text + "--- the daemon's log\n" + &self.daemon.log()
     }

@@ -15,7 +15,7 @@ use super::{Lab, Namespace, Process};
 
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+const COMMAND_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The metrics' address, in the node's namespace.
 pub const METRICS: &str = "127.0.0.1:9464";
@@ -294,7 +294,7 @@ impl Daemon {
     ///
     /// # Errors
     /// When there is none.
-    pub fn metric(&self, prefix: &str) -> Result<f64> {
+    pub fn metric(&self, prefix: &str) -> Result<u64> {
         let text = self.metrics()?;
         let line = text.lines().find_map(|line| line.strip_prefix(prefix));
         let value = line.ok_or_else(|| anyhow!("no metric {prefix} in\n{text}"))?;

@@ -17,7 +17,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 pub use bed::{Bed, Setup, pins};
 pub use capture::{Capture, Packet};
@@ -179,7 +179,7 @@ impl Lab {
         ])?;
         let (uplink, downlink) = self.topology.ports();
         if self.topology == Topology::TwoArmed {
-            self.cable(&self.internet, INTERNET_DEVICE, &self.node, uplink)?;
+            cable(&self.internet, INTERNET_DEVICE, &self.node, uplink)?;
             self.plug(&self.node, downlink, "node")?;
         } else {
             self.plug(&self.internet, INTERNET_DEVICE, "internet")?;
@@ -211,32 +211,8 @@ impl Lab {
 
     /// A cable from a host to a port of the switch.
     fn plug(&self, host: &Namespace, device: &str, port: &str) -> Result<()> {
-        self.cable(host, device, &self.switch, port)?;
+        cable(host, device, &self.switch, port)?;
         self.switch.ip(&[format!("link set {port} master br0")])
-    }
-
-    fn cable(
-        &self,
-        left: &Namespace,
-        left_device: &str,
-        right: &Namespace,
-        right_device: &str,
-    ) -> Result<()> {
-        left.ip(&[format!(
-            "link add {left_device} type veth peer name {right_device} netns {}",
-            right.name()
-        )])?;
-        let ends = [(left, left_device), (right, right_device)];
-        for (end, device) in ends {
-            // XDP sees what the sender's stack leaves for the hardware to finish: nothing, please. And a veth
-            // takes in what XDP redirects to it only with NAPI on, which is what GRO does. The kernel looks for
-            // GRO at the other end when a veth comes up, so first both ends have it.
-            end.succeed("ethtool", &["-K", device, "tx", "off", "gro", "on"])?;
-        }
-        for (end, device) in ends {
-            end.ip(&[format!("link set {device} up")])?;
-        }
-        Ok(())
     }
 
     /// Addresses, routes, neighbours and link counters of every host, for whoever has to find out what went wrong.
@@ -246,23 +222,27 @@ impl Lab {
         for host in [&self.internet, &self.node, &self.switch, &self.vm1, &self.vm2] {
             for args in [&["-br", "address"][..], &["route"], &["neigh"]] {
                 let shown = host.succeed("ip", args).unwrap_or_else(|error| format!("{error:#}"));
-                text += &format!("--- {}: ip {}\n{shown}", host.name(), args.join(" "));
+                text = format!("{text}--- {}: ip {}\n{shown}", host.name(), args.join(" "));
             }
         }
         let links =
             self.node.succeed("ip", &["-s", "-s", "link"]).unwrap_or_else(|error| format!("{error:#}"));
         text + "--- the node's links\n" + &links
     }
+}
 
-    /// The VM with this private address.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub fn vm(&self, private_ip: Ipv4Addr) -> Result<&Namespace> {
-        match private_ip {
-            VM1 => Ok(&self.vm1),
-            VM2 => Ok(&self.vm2),
-            other => bail!("no VM of the lab has {other}"),
-        }
+/// A cable between two hosts.
+fn cable(left: &Namespace, left_device: &str, right: &Namespace, right_device: &str) -> Result<()> {
+    left.ip(&[format!("link add {left_device} type veth peer name {right_device} netns {}", right.name())])?;
+    let ends = [(left, left_device), (right, right_device)];
+    for (end, device) in ends {
+        // XDP sees what the sender's stack leaves for the hardware to finish: nothing, please. And a veth
+        // takes in what XDP redirects to it only with NAPI on, which is what GRO does. The kernel looks for
+        // GRO at the other end when a veth comes up, so first both ends have it.
+        end.succeed("ethtool", &["-K", device, "tx", "off", "gro", "on"])?;
     }
+    for (end, device) in ends {
+        end.ip(&[format!("link set {device} up")])?;
+    }
+    Ok(())
 }

@@ -16,7 +16,7 @@ use super::process::{self, Process};
 pub(super) const NETNS_DIR: &str = "/run/netns";
 
 /// How long a command may take that has no time limit of its own.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+const COMMAND_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A handle on a named network namespace. Clones are the same namespace; dropping one removes nothing, the
 /// [`Lab`](super::Lab) does.
@@ -95,7 +95,7 @@ impl Namespace {
     /// When one of them fails.
     pub fn ip(&self, lines: &[impl AsRef<str>]) -> Result<()> {
         let batch = tempfile::NamedTempFile::new()?;
-        let text: String = lines.iter().map(|line| format!("{}\n", line.as_ref())).collect();
+        let text = lines.iter().map(AsRef::as_ref).collect::<Vec<_>>().join("\n") + "\n";
         std::fs::write(batch.path(), &text)?;
         let path = batch.path().to_string_lossy();
         self.succeed("ip", &["-batch", &path]).with_context(|| format!("setting up with\n{text}"))?;

@@ -174,22 +174,16 @@ impl Footprint {
         if self.dir.exists() {
             remains.push(format!("directory {}", self.dir.display()));
         }
-        remains.extend(loaded(&self.programs)?.iter().map(|id| format!("BPF program {id}")));
+        remains.extend(loaded(&self.programs).iter().map(|id| format!("BPF program {id}")));
         Ok(remains)
     }
 }
 
 /// Which of these BPF programs the kernel still has. The kernel never gives an id twice.
-pub(super) fn loaded(programs: &[u32]) -> Result<Vec<u32>> {
-    let mut found = Vec::new();
-    for program in aya::programs::loaded_programs() {
-        match program {
-            Ok(program) => found.extend(programs.iter().filter(|&&id| id == program.id())),
-            // It went between being listed and being looked at.
-            Err(_) => continue,
-        }
-    }
-    Ok(found)
+fn loaded(programs: &[u32]) -> Vec<u32> {
+    // An error is a program that went between being listed and being looked at.
+    let present: Vec<_> = aya::programs::loaded_programs().flatten().map(|program| program.id()).collect();
+    programs.iter().copied().filter(|id| present.contains(id)).collect()
 }
 
 /// From now on the first SIGINT, SIGTERM or SIGHUP does not end the process, it only makes [`signalled`] true.

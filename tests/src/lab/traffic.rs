@@ -31,7 +31,7 @@ pub fn ping(from: &Namespace, to: Ipv4Addr, count: u32, options: &[&str]) -> Res
         .args(["-n", "-q", "-i", "0.02", "-W", "1", "-c", &count.to_string()])
         .args(options)
         .arg(to.to_string());
-    let output = from.run(|| process::output(command, Duration::from_secs(60)))??;
+    let output = from.run(|| process::output(command, Duration::from_mins(1)))??;
     let text = String::from_utf8_lossy(&output.stdout);
     parse_ping(&text).with_context(|| {
         format!(

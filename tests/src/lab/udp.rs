@@ -150,7 +150,7 @@ fn send(
         let number = next.fetch_add(1, Ordering::SeqCst);
         payload[..8].copy_from_slice(&number.to_be_bytes());
         socket.send_to(&payload, to).context("cannot send")?;
-        let due = Duration::from_secs_f64((number + 1) as f64 / f64::from(rate));
+        let due = Duration::from_nanos((number + 1) * 1_000_000_000 / u64::from(rate));
         if let Some(early) = due.checked_sub(begin.elapsed()) {
             std::thread::sleep(early);
         }
