@@ -7,6 +7,7 @@ use crate::verdict::Reject;
 /// Adds the carries of a one's complement sum back in until it fits 16 bits.
 #[inline(always)]
 #[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "after three folds the sum fits")]
 pub const fn fold(sum: u64) -> u16 {
     let sum = (sum >> 32) + (sum & 0xffff_ffff);
     let sum = (sum >> 16) + (sum & 0xffff);
@@ -124,7 +125,7 @@ mod tests {
             sum += u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
             sum = (sum & 0xffff) + (sum >> 16);
         }
-        !(sum as u16)
+        !u16::try_from(sum).expect("folded")
     }
 
     /// RFC 1624 §4: the example that RFC 1141's formula gets wrong.

@@ -38,6 +38,10 @@ macro_rules! reasons {
             /// Every variant, in the order of their numbers.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
+            /// How many there are.
+            #[expect(clippy::cast_possible_truncation, reason = "they are numbered by a u8")]
+            pub const COUNT: u32 = Self::ALL.len() as u32;
+
             /// The name in metrics and in `eipnat stats`; stable.
             #[must_use]
             pub const fn name(self) -> &'static str {
@@ -92,7 +96,7 @@ reasons! {
             "traceroute, or a routing loop.";
         TinyFragment = "tiny_fragment": "A TCP fragment that splits or overlaps the TCP header (RFC 1858, RFC 3128).",
             "An attempt to get around a firewall.";
-        AuthenticationHeader = "authentication_header": "IPsec AH signs the addresses and cannot survive NAT.",
+        AuthenticationHeader = "authentication_header": "The authentication header signs the addresses and cannot survive NAT.",
             "Use ESP, best in UDP (RFC 3948).";
         TransportTruncated = "transport_truncated": "The packet ends before its transport header does.",
             "A broken or hostile sender.";
@@ -142,9 +146,9 @@ pub enum Counter {
 
 impl Counter {
     /// How many counters there are.
-    pub const COUNT: u32 = Self::FIRST_DROP + Reject::ALL.len() as u32;
+    pub const COUNT: u32 = Self::FIRST_DROP + Reject::COUNT;
     const FIRST_PUNT: u32 = 2;
-    const FIRST_DROP: u32 = Self::FIRST_PUNT + Punt::ALL.len() as u32;
+    const FIRST_DROP: u32 = Self::FIRST_PUNT + Punt::COUNT;
 
     /// The counter's place in the map.
     #[must_use]

@@ -73,11 +73,14 @@ fn sum(bytes: &[u8]) -> u32 {
     })
 }
 
+fn fold(sum: u32) -> u16 {
+    let sum = (sum & 0xffff) + (sum >> 16);
+    u16::try_from((sum & 0xffff) + (sum >> 16)).expect("folded twice")
+}
+
 fn set_checksum(bytes: &mut [u8], at: usize, pseudo: u32) {
     bytes[at..at + 2].fill(0);
-    let total = sum(bytes) + pseudo;
-    let folded = (total & 0xffff) + (total >> 16);
-    let checksum = !(((folded & 0xffff) + (folded >> 16)) as u16);
+    let checksum = !fold(sum(bytes) + pseudo);
     bytes[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
 }
 
@@ -109,7 +112,7 @@ prop_compose! {
     ) -> Vec<u8> {
         let header_len = 20 + options * 4;
         let mut packet = vec![1; header_len];
-        packet[0] = 0x40 | (header_len / 4) as u8;
+        packet[0] = 0x40 | u8::try_from(header_len / 4).expect("15 at most");
         packet[1] = tos;
         packet[2..4].copy_from_slice(&u16::try_from(header_len + payload.len()).expect("short").to_be_bytes());
         packet[4..6].fill(7);
@@ -178,9 +181,7 @@ fn transport_is_right(packet: &[u8]) -> Option<bool> {
     let total = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
     let packet = &packet[..total];
     checksum_offset(packet[9]).filter(|offset| header_len + offset + 2 <= total)?;
-    let total = sum(&packet[header_len..]) + pseudo(packet, header_len);
-    let folded = (total & 0xffff) + (total >> 16);
-    Some((folded & 0xffff) + (folded >> 16) == 0xffff)
+    Some(fold(sum(&packet[header_len..]) + pseudo(packet, header_len)) == 0xffff)
 }
 
 proptest! {

@@ -12,7 +12,7 @@ use nat_common::frame::Frame;
 use nat_common::verdict::Reject;
 use nat_common::wire::ipv4;
 
-/// Offsets beyond this are not reached. The verifier wants a bound, and no header lies further back.
+/// Offsets are below this, a power of two: the verifier wants a bound, and no header begins further back.
 const REACH: usize = 4096;
 
 /// The first buffer of a frame.
@@ -49,14 +49,21 @@ impl XdpFrame {
 impl Frame for XdpFrame {
     #[inline(always)]
     fn at<const N: usize>(&mut self, offset: usize) -> Result<&mut [u8; N], Reject> {
-        if offset > REACH {
-            return Err(Reject::FrameTruncated);
+        let start: usize;
+        // The verifier takes a bound as proven only for the very register that it saw compared or masked. In assembly
+        // the optimiser can neither drop the mask, since it knows that offsets are small, nor fold neighbouring
+        // offsets into one pointer and read backwards from that.
+        // SAFETY: plain arithmetic on registers.
+        unsafe {
+            asm!(
+                "{offset} &= {mask}",
+                "{offset} += {base}",
+                offset = inout(reg) offset => start,
+                base = in(reg) self.start,
+                mask = const REACH - 1,
+                options(pure, nomem, nostack, preserves_flags),
+            );
         }
-        let mut start = self.start + offset;
-        // The verifier takes a bound as proven only for the very pointer that was compared. Left to itself, the
-        // optimiser folds neighbouring offsets into one pointer and reads backwards from that.
-        // SAFETY: moves a register into itself; an empty template would leave two line numbers on one instruction, which the kernel refuses.
-        unsafe { asm!("{0} = {0}", inlateout(reg) start, options(pure, nomem, nostack, preserves_flags)) };
         if start + N > self.end {
             return Err(Reject::FrameTruncated);
         }
@@ -104,7 +111,7 @@ const TRUNCATED: u64 = u64::MAX;
 #[inline(never)]
 unsafe extern "C" fn eipnat_sum(ctx: *mut xdp_md, from: u32, to: u32) -> u64 {
     let mut frame = XdpFrame::new(&XdpContext::new(ctx));
-    checksum::sum(&mut frame, offset(from), to as usize).unwrap_or(TRUNCATED)
+    checksum::sum(&mut frame, from as usize, to as usize).unwrap_or(TRUNCATED)
 }
 
 const OPTIONS_GOOD: u64 = 0;
@@ -119,15 +126,9 @@ const OPTIONS_MALFORMED: u64 = 2;
 #[inline(never)]
 unsafe extern "C" fn eipnat_check_options(ctx: *mut xdp_md, from: u32, to: u32) -> u64 {
     let mut frame = XdpFrame::new(&XdpContext::new(ctx));
-    match ipv4::option::check(&mut frame, offset(from), to as usize) {
+    match ipv4::option::check(&mut frame, from as usize, to as usize) {
         Ok(()) => OPTIONS_GOOD,
         Err(Reject::SourceRoute) => OPTIONS_SOURCE_ROUTE,
         Err(_) => OPTIONS_MALFORMED,
     }
-}
-
-/// An offset that came as an argument, where the verifier can see its bound. No header begins beyond [`REACH`].
-#[inline(always)]
-fn offset(argument: u32) -> usize {
-    argument as usize & (REACH - 1)
 }

@@ -5,7 +5,7 @@ use crate::abi::Mac;
 /// Length of the header.
 pub const HEADER_LEN: usize = 14;
 
-/// EtherType of IPv4 (RFC 894).
+/// The type of IPv4 (RFC 894).
 pub const TYPE_IPV4: u16 = 0x0800;
 
 /// A header.
@@ -16,8 +16,7 @@ impl Header<'_> {
     #[inline(always)]
     #[must_use]
     pub fn destination(&self) -> Mac {
-        let [a, b, c, d, e, f, ..] = *self.0;
-        [a, b, c, d, e, f]
+        [self.0[0], self.0[1], self.0[2], self.0[3], self.0[4], self.0[5]]
     }
 
     /// What the frame carries.

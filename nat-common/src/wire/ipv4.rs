@@ -21,7 +21,7 @@ pub mod protocol {
     pub const UDP: u8 = 17;
     /// RFC 4340.
     pub const DCCP: u8 = 33;
-    /// IPsec authentication header, RFC 4302.
+    /// Authentication header, RFC 4302.
     pub const AH: u8 = 51;
     /// RFC 3828.
     pub const UDP_LITE: u8 = 136;
@@ -51,31 +51,33 @@ pub mod option {
     /// [`Reject::SourceRoute`], [`Reject::IpHeader`].
     #[inline(always)]
     pub fn check<F: Frame + ?Sized>(frame: &mut F, from: usize, to: usize) -> Result<(), Reject> {
-        // Every byte is visited, and those inside an option are passed over: that way all offsets are constants to
-        // the verifier, and it need not follow each way in which options can be strung together.
-        let mut next = 0;
+        // One byte a turn, at an offset that does not depend on the bytes before it: so the verifier need not follow
+        // each way in which options can be strung together. `left`: bytes of the present option still to come.
+        let mut expects_length = false;
+        let mut left = 0u8;
         for index in 0..MAX_LEN {
             if from + index >= to {
                 break;
             }
-            if index != next {
-                continue;
-            }
-            match frame.at::<1>(from + index)?[0] {
-                END => break,
-                NOP => next += 1,
-                LSRR | SSRR => return Err(Reject::SourceRoute),
-                _ => {
-                    // The length byte may stand where the options end, but still within the packet or its padding.
-                    let length = frame.at::<1>(from + index + 1).map_err(|_| Reject::IpHeader)?[0];
-                    next += usize::from(length);
-                    if length < 2 || from + next > to {
-                        return Err(Reject::IpHeader);
-                    }
+            let byte = frame.at::<1>(from + index)?[0];
+            if expects_length {
+                if byte < 2 {
+                    return Err(Reject::IpHeader);
+                }
+                expects_length = false;
+                left = byte - 2;
+            } else if left > 0 {
+                left -= 1;
+            } else {
+                match byte {
+                    END => break,
+                    NOP => {}
+                    LSRR | SSRR => return Err(Reject::SourceRoute),
+                    _ => expects_length = true,
                 }
             }
         }
-        Ok(())
+        if expects_length || left > 0 { Err(Reject::IpHeader) } else { Ok(()) }
     }
 }
 

@@ -17,8 +17,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::config::KeyError;
 
-/// kernel: BPF_FS_MAGIC, include/uapi/linux/magic.h
-const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
+/// kernel: include/uapi/linux/magic.h
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// Where Linux distributions mount the bpffs.
 const STANDARD: &str = "/sys/fs/bpf";
@@ -31,8 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whether `path` exists and is on a bpffs.
 pub(super) fn is_bpffs(path: &Path) -> bool {
-    // The magic number is 32 bits wide, whatever type the C library gives the field.
-    statfs(path).is_ok_and(|stat| stat.f_type as u32 == BPF_FS_MAGIC)
+    statfs(path).is_ok_and(|stat| stat.f_type == BPF_FS_MAGIC)
 }
 
 /// Makes `pin_path` a directory on a bpffs. Where it is on none, one is mounted.

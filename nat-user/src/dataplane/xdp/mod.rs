@@ -81,7 +81,7 @@ impl XdpDataplane {
         maps.set_pools(pools)?;
         let ports = ports::attach(&mut ebpf, &mut maps, config, wanted)?;
         object::pin_program(&mut ebpf, &config.pin_path)?;
-        let logger = object::logger(&mut ebpf)?;
+        let logger = object::logger(&mut ebpf);
         Ok((maps, ports, logger))
     }
 

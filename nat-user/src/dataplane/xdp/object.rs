@@ -124,13 +124,7 @@ fn map_error(error: EbpfError, config: &config::Datapath) -> anyhow::Error {
 }
 
 /// The way of the program's log to the daemon's.
-pub(super) fn logger(ebpf: &mut Ebpf) -> anyhow::Result<Option<ProgramLogger>> {
-    match EbpfLogger::init(ebpf) {
-        Ok(logger) => Ok(Some(logger)),
-        // Packets do not depend on it.
-        Err(error) => {
-            warn!("the XDP program's log cannot be read: {error}");
-            Ok(None)
-        }
-    }
+pub(super) fn logger(ebpf: &mut Ebpf) -> Option<ProgramLogger> {
+    // Packets do not depend on it.
+    EbpfLogger::init(ebpf).inspect_err(|error| warn!("the XDP program's log cannot be read: {error}")).ok()
 }

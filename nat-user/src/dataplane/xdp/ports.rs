@@ -210,7 +210,7 @@ pub(super) fn detach_all(pin_path: &Path) -> anyhow::Result<()> {
         let ports: HashMap<_, u32, [u8; size_of::<abi::Port>()]> = Map::HashMap(MapData::from_pin(pin)?)
             .try_into()
             .context("the pinned map PORTS has another type")?;
-        for entry in ports.iter() {
+        for entry in &ports {
             let (ifindex, port) = entry?;
             restore_forwarding(ifindex, bytemuck::cast(port))?;
         }
