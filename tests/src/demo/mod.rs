@@ -40,7 +40,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Some(seconds) => Some(Duration::from_secs(seconds)),
         None => (!terminal).then_some(WITHOUT_TERMINAL),
     };
-    let eipnat = options.eipnat.clone().map_or_else(lab::eipnat_binary, Ok)?;
+    let eipnat = options.eipnat.clone().map_or_else(|| lab::beside_this_program("eipnat"), Ok)?;
     lab::take_first_signal();
     println!("{}", picture::topology());
 

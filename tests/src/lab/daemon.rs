@@ -360,19 +360,27 @@ pub fn refused(output: &Output) -> Result<String> {
     }
 }
 
-/// The `eipnat` that was built together with the running test or tool; `EIPNAT` in the environment names another.
+/// The `eipnat` for end-to-end tests, which cargo builds along with them; `EIPNAT` in the environment names another.
 ///
 /// # Errors
 /// When it has not been built.
 pub fn eipnat_binary() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("EIPNAT") {
-        return Ok(path.into());
+    match std::env::var_os("EIPNAT") {
+        Some(path) => Ok(path.into()),
+        None => beside_this_program("eipnat-under-test"),
     }
+}
+
+/// A program that was built together with the running one, a test or a tool.
+///
+/// # Errors
+/// When it has not been built.
+pub fn beside_this_program(name: &str) -> Result<PathBuf> {
     // target/PROFILE/eipnat-lab, or target/PROFILE/deps/TEST-HASH.
     let exe = std::env::current_exe()?;
-    let near = exe.ancestors().skip(1).take(2).map(|dir| dir.join("eipnat"));
+    let near = exe.ancestors().skip(1).take(2).map(|dir| dir.join(name));
     let found = near.into_iter().find(|path| path.is_file());
-    found.with_context(|| format!("no eipnat beside {}; cargo build --package nat-user", exe.display()))
+    found.with_context(|| format!("no {name} beside {}; cargo build --workspace", exe.display()))
 }
 
 /// What a finished command said, for error messages.

@@ -21,7 +21,7 @@ use anyhow::{Context, Result};
 
 pub use bed::{Bed, Setup, pins};
 pub use capture::{Capture, Packet};
-pub use daemon::{Config, Daemon, METRICS, Meter, eipnat_binary, refused, run_eipnat};
+pub use daemon::{Config, Daemon, METRICS, Meter, beside_this_program, eipnat_binary, refused, run_eipnat};
 pub use namespace::Namespace;
 pub use process::Process;
 pub use site::{Footprint, signalled, sweep, take_first_signal};
