@@ -152,6 +152,22 @@ mod tests {
         assert_eq!(Zero::Forbidden.apply(Delta::NONE.word(0, 1), 0x0000), 0xfffe);
     }
 
+    /// A datagram 10.0.0.10:1000 -> 203.0.113.5:2000 with the payload 8d de, whose checksum 0x2034 becomes 0 when its
+    /// source becomes 198.51.100.10: RFC 768 has all ones sent for that.
+    #[test]
+    fn rfc768_zero_vector() {
+        let (private, public) = ([10, 0, 0, 10], [198, 51, 100, 10]);
+        let pseudo_and_datagram = |source: Addr| {
+            let header = [0, 17, 0, 10, 0x03, 0xe8, 0x07, 0xd0, 0, 10, 0, 0, 0x8d, 0xde];
+            [&source[..], &[203, 0, 113, 5], &header].concat()
+        };
+        assert_eq!(reference(&pseudo_and_datagram(private)), 0x2034);
+        assert_eq!(reference(&pseudo_and_datagram(public)), 0x0000);
+        let delta = Delta::NONE.addr(private, public);
+        assert_eq!(delta.apply(0x2034), 0x0000);
+        assert_eq!(Zero::Absent.apply(delta, 0x2034), 0xffff);
+    }
+
     #[test]
     fn fold_takes_any_sum() {
         assert_eq!(fold(0), 0);
