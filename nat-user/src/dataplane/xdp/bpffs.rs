@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use log::info;
+use log::{debug, info};
 use nat_common::abi::map;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open, statfs};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -39,6 +39,7 @@ pub(super) fn prepare(pin_path: &Path) -> anyhow::Result<()> {
     if pin_path.starts_with(STANDARD) && !is_bpffs(Path::new(STANDARD)) {
         mount_at(Path::new(STANDARD))?;
     }
+    let missing: Vec<&Path> = pin_path.ancestors().take_while(|directory| !directory.exists()).collect();
     fs::create_dir_all(pin_path).map_err(|error| {
         KeyError::new(
             "datapath.pin_path",
@@ -56,7 +57,12 @@ pub(super) fn prepare(pin_path: &Path) -> anyhow::Result<()> {
             )
             .into());
         }
-        mount_at(pin_path)?;
+        mount_at(pin_path).inspect_err(|_| {
+            // What was not there before is not left behind; more than trying cannot be done.
+            for directory in &missing {
+                let _ = fs::remove_dir(directory);
+            }
+        })?;
     }
     Ok(())
 }
@@ -65,7 +71,7 @@ fn mount_at(path: &Path) -> anyhow::Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount(SOURCE, path, "bpf", flags, None)
         .with_context(|| format!("cannot mount a bpffs at {}", path.display()))?;
-    info!("mounted a bpffs at {}", path.display());
+    debug!("mounted a bpffs at {}", path.display());
     Ok(())
 }
 

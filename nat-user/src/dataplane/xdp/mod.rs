@@ -15,6 +15,7 @@ use aya::util::KernelVersion;
 use aya_log::EbpfLogger;
 use log::{Log, debug};
 use nat_common::abi::{ABI_VERSION, Meter, Node};
+use rustix::thread::{CapabilitySet, MembarrierCommand, capabilities, membarrier};
 
 use self::bpffs::PinLock;
 use self::interfaces::Interface;
@@ -112,11 +113,13 @@ fn remove(pin_path: &Path) -> anyhow::Result<()> {
     bpffs::remove(pin_path)
 }
 
+/// Not the user but what it may do: root in a container is not enough.
 fn check_root() -> anyhow::Result<()> {
-    if rustix::process::geteuid().is_root() {
+    let may = capabilities(None).context("cannot read this process's capabilities")?.effective;
+    if may.contains(CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN) {
         Ok(())
     } else {
-        bail!("BPF programs and network interfaces need root; run it with sudo")
+        bail!("BPF programs and interfaces need root with CAP_SYS_ADMIN and CAP_NET_ADMIN; run it with sudo")
     }
 }
 
@@ -191,8 +194,7 @@ impl Dataplane for XdpDataplane {
 
     fn quiesce(&mut self) -> anyhow::Result<()> {
         // kernel: MEMBARRIER_CMD_GLOBAL is synchronize_rcu(), and XDP programs run under RCU.
-        rustix::thread::membarrier(rustix::thread::MembarrierCommand::Global)
-            .context("cannot wait for the packets under way (membarrier)")
+        membarrier(MembarrierCommand::Global).context("cannot wait for the packets under way (membarrier)")
     }
 
     fn meters(&self, meters: &[u32]) -> anyhow::Result<Vec<Meter>> {

@@ -1,15 +1,16 @@
 //! The program on the interfaces: attached by links, which are pinned as `link_IFINDEX_MODE`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::{XdpLink, XdpMode};
-use aya::programs::{ProgramError, Xdp};
-use log::{info, warn};
+use aya::programs::{ProgramError, Xdp, loaded_links};
+use log::warn;
 use nat_common::abi::{self, map};
 use nix::net::if_::if_indextoname;
 
@@ -49,9 +50,23 @@ impl LinkPin {
         Some(Self { ifindex: ifindex.parse().ok()?, mode, path })
     }
 
-    /// Detaches the program: the pin is what keeps the link.
+    /// Detaches the program: the pin is what keeps the link. Returns when it has left the interface.
     fn remove(&self) -> anyhow::Result<()> {
-        fs::remove_file(&self.path).with_context(|| format!("cannot remove {}", self.path.display()))
+        let failed = || format!("cannot detach by {}", self.path.display());
+        let id =
+            PinnedLink::from_pin(&self.path).with_context(failed)?.unpin().with_context(failed)?.info()?.id();
+        // The kernel frees the link behind the pin a moment later.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while loaded_links().any(|link| link.is_ok_and(|link| link.id() == id)) {
+            if Instant::now() > deadline {
+                bail!(
+                    "the program does not leave interface {}; another process holds its link",
+                    self.ifindex
+                );
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 }
 
@@ -66,18 +81,12 @@ pub(super) fn attach(
     for (interface, role) in wanted {
         describe(maps, interface, *role)?;
     }
-    let mut links = LinkPin::all(&config.pin_path)?;
-    let mut ports = Vec::new();
-    for (interface, role) in wanted {
-        let program = object::program(ebpf)?;
-        let position = links.iter().position(|link| link.ifindex == interface.index);
-        let standing = position.map(|position| links.swap_remove(position));
-        let mode = attach_one(program, config, interface, standing)?;
-        info!("{} is {} ({mode})", interface.name, article(*role));
-        ports.push(Port { name: interface.name.clone(), role: *role, mode });
-    }
-    for link in links {
-        link.remove()?;
+    let program = object::program(ebpf)?;
+    let mode = attach_all(program, config, wanted)?;
+    for link in LinkPin::all(&config.pin_path)? {
+        if wanted.iter().all(|(wanted, _)| wanted.index != link.ifindex) {
+            link.remove()?;
+        }
     }
     let known = maps.port_indices()?;
     for ifindex in known.into_iter().filter(|known| wanted.iter().all(|(wanted, _)| wanted.index != *known)) {
@@ -86,24 +95,50 @@ pub(super) fn attach(
         }
         maps.remove_port(ifindex)?;
     }
-    Ok(ports)
+    // Last: without the program, an interface that forwards would let private addresses out.
+    for (interface, _) in wanted {
+        Forwarding::of(&interface.name).set(true)?;
+    }
+    let port =
+        |(interface, role): &(&Interface, Role)| Port { name: interface.name.clone(), role: *role, mode };
+    Ok(wanted.iter().map(port).collect())
 }
 
-fn article(role: Role) -> &'static str {
-    match role {
-        Role::Uplink => "an uplink",
-        Role::Downlink => "a downlink",
-        Role::Both => "uplink and downlink",
+/// Attaches the program to all interfaces in the same mode: what native XDP redirects to an interface whose driver
+/// knows none of it is lost without a word.
+fn attach_all(
+    program: &mut Xdp,
+    config: &config::Datapath,
+    wanted: &[(&Interface, Role)],
+) -> anyhow::Result<Mode> {
+    let all = |program: &mut Xdp, mode| {
+        wanted
+            .iter()
+            .try_for_each(|(interface, _)| attach_one(program, &config.pin_path, interface, mode))?;
+        Ok(mode)
+    };
+    match config.mode {
+        config::Mode::Native => all(program, Mode::Native),
+        config::Mode::Generic => all(program, Mode::Generic),
+        config::Mode::Auto => {
+            // What an earlier start found out still holds, and trying anew would interrupt the traffic.
+            if LinkPin::all(&config.pin_path)?.iter().any(|link| link.mode == Mode::Generic) {
+                return all(program, Mode::Generic);
+            }
+            all(program, Mode::Native).or_else(|native| {
+                let mode = all(program, Mode::Generic)?;
+                warn!("generic XDP on all interfaces, which is slower: {native:#}");
+                Ok(mode)
+            })
+        }
     }
 }
 
-/// Tells the program of an interface, and makes the kernel forward there.
+/// Tells the program of an interface.
 fn describe(maps: &mut Maps, interface: &Interface, role: Role) -> anyhow::Result<()> {
-    let forwarding = Forwarding::of(&interface.name);
-    let on = forwarding.is_on()?;
     let forwarding_before = match maps.port(interface.index)? {
         Some(port) => port.forwarding_before,
-        None => u8::from(on),
+        None => u8::from(Forwarding::of(&interface.name).is_on()?),
     };
     let role = match role {
         Role::Uplink => abi::Port::UPLINK,
@@ -111,42 +146,19 @@ fn describe(maps: &mut Maps, interface: &Interface, role: Role) -> anyhow::Resul
         Role::Both => abi::Port::UPLINK | abi::Port::DOWNLINK,
     };
     let mac = interface.mac.context("an interface without a MAC address")?;
-    maps.insert_port(interface.index, abi::Port { role, forwarding_before, mac, tenant: 0 })?;
-    if !on {
-        forwarding.set(true)?;
-    }
-    Ok(())
+    maps.insert_port(interface.index, abi::Port { role, forwarding_before, mac, tenant: 0 })
 }
 
 /// Attaches the program to one interface, or replaces the one on the link that stands there.
-fn attach_one(
-    program: &mut Xdp,
-    config: &config::Datapath,
-    interface: &Interface,
-    standing: Option<LinkPin>,
-) -> anyhow::Result<Mode> {
-    if let Some(pin) = standing {
-        let suits = match config.mode {
-            config::Mode::Auto => true,
-            config::Mode::Native => pin.mode == Mode::Native,
-            config::Mode::Generic => pin.mode == Mode::Generic,
-        };
-        if suits && replace(program, &pin).is_ok() {
-            return Ok(pin.mode);
+fn attach_one(program: &mut Xdp, pin_path: &Path, interface: &Interface, mode: Mode) -> anyhow::Result<()> {
+    for pin in LinkPin::all(pin_path)?.iter().filter(|pin| pin.ifindex == interface.index) {
+        if pin.mode == mode && replace(program, pin).is_ok() {
+            return Ok(());
         }
         // Another mode is wanted, or the interface was deleted and made anew under the link.
         pin.remove()?;
     }
-    let attempt = |program: &mut Xdp, mode| attach_link(program, interface, &config.pin_path, mode);
-    match config.mode {
-        config::Mode::Generic => attempt(program, Mode::Generic),
-        config::Mode::Native => attempt(program, Mode::Native),
-        config::Mode::Auto => attempt(program, Mode::Native).or_else(|native| {
-            let mode = attempt(program, Mode::Generic)?;
-            warn!("{}: slower generic XDP, since native XDP fails: {native:#}", interface.name);
-            Ok(mode)
-        }),
-    }
+    attach_link(program, interface, pin_path, mode)
 }
 
 /// Replaces the program on a link atomically.
@@ -158,12 +170,7 @@ fn replace(program: &mut Xdp, pin: &LinkPin) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn attach_link(
-    program: &mut Xdp,
-    interface: &Interface,
-    pin_path: &Path,
-    mode: Mode,
-) -> anyhow::Result<Mode> {
+fn attach_link(program: &mut Xdp, interface: &Interface, pin_path: &Path, mode: Mode) -> anyhow::Result<()> {
     let xdp_mode = match mode {
         Mode::Native => XdpMode::Driver,
         Mode::Generic => XdpMode::Skb,
@@ -174,7 +181,7 @@ fn attach_link(
     let link: FdLink = program.take_link(id)?.try_into()?;
     let pin = LinkPin::new(pin_path, interface.index, mode);
     link.pin(&pin.path).with_context(|| format!("cannot pin {}", pin.path.display()))?;
-    Ok(mode)
+    Ok(())
 }
 
 fn attach_error(error: ProgramError, name: &str, mode: Mode) -> anyhow::Error {
