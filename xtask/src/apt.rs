@@ -20,18 +20,27 @@ pub(crate) fn prepare(wanted: &[Wanted]) -> anyhow::Result<()> {
     if find_program("apt-get").is_none() {
         bail!("this system has no apt-get; install by hand: {}", list(wanted.iter().copied()));
     }
+    update()?;
+    let known = candidates(wanted)?;
+    let unknown = wanted.iter().copied().filter(|(package, _)| !known.iter().any(|name| name == package));
+    let unknown = list(unknown);
+    if !unknown.is_empty() {
+        bail!("this system's package sources do not have {unknown}; install that by hand and run this again");
+    }
+    Ok(())
+}
+
+/// Brings apt's lists up to date; if that fails it says so, and those that are there have to do.
+///
+/// # Errors
+/// Without a way to become root.
+pub(crate) fn update() -> anyhow::Result<()> {
     let mut update = apt_get()?;
     if let Err(error) =
         Step::new("package lists (apt-get update): they may be too old").run(update.arg("update"))
     {
         say(format_args!("{error:#}"));
         say("going on with the package lists that are there");
-    }
-    let known = candidates(wanted)?;
-    let unknown = wanted.iter().copied().filter(|(package, _)| !known.iter().any(|name| name == package));
-    let unknown = list(unknown);
-    if !unknown.is_empty() {
-        bail!("this system's package sources do not have {unknown}; install that by hand and run this again");
     }
     Ok(())
 }
@@ -108,7 +117,7 @@ fn parse_policy(text: &str) -> Vec<String> {
 }
 
 /// Reads `dlstatus:NUMBER:PERCENT:WORDS` and `pmstatus:PACKAGE:PERCENT:WORDS`: fetching, then installing.
-fn progress(line: &str) -> Option<(f32, &str)> {
+pub(crate) fn progress(line: &str) -> Option<(f32, &str)> {
     let mut fields = line.splitn(4, ':');
     let start = match fields.next()? {
         "dlstatus" => 0.0,

@@ -1,6 +1,7 @@
 //! `cargo xtask`: set-up, build, run and test.
 
 mod apt;
+mod kernel;
 mod needs;
 mod run;
 mod setup;
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use kernel::Kernel;
 use needs::Profile;
 
 #[derive(Parser)]
@@ -47,6 +49,9 @@ enum Task {
     },
     /// Set up, and run every check and test, or, with a filter, just the tests that match.
     Test {
+        /// Run only the tests on another kernel, which is booted in qemu.
+        #[arg(long, value_enum, conflicts_with = "arguments")]
+        kernel: Option<Kernel>,
         /// Arguments for the test programs, such as a filter on the tests' names.
         #[arg(last = true)]
         arguments: Vec<String>,
@@ -58,7 +63,8 @@ fn main() -> ExitCode {
         Task::Setup { profile } => setup::run(profile).map(|()| true),
         Task::Build => setup::run(Profile::Build).and_then(|()| run::build()).map(|()| true),
         Task::Run { seconds, config, arguments } => run::run(seconds, config, &arguments).map(|()| true),
-        Task::Test { arguments } => test::run(&arguments),
+        Task::Test { kernel: Some(kernel), .. } => test::run_on(kernel),
+        Task::Test { kernel: None, arguments } => test::run(&arguments),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

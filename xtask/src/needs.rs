@@ -73,6 +73,13 @@ pub(crate) const NEEDS: &[Need] = &[
         why: "scrapes the daemon's metrics in a test",
         how: How::ProgramAlone,
     },
+    package(
+        Profile::Test,
+        "qemu-system-x86_64",
+        &["qemu-system-x86"],
+        "runs tests on the kernel of Debian 12, whatever this machine runs",
+    ),
+    package(Profile::Test, "busybox", &["busybox-static"], "the first process on that kernel"),
 ];
 
 /// What compiling bpf-linker takes.

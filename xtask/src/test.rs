@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
+use crate::kernel::{self, Kernel};
 use crate::needs::Profile;
 use crate::setup;
 use crate::shell::{Seconds, as_root, cargo, is_root, path_variable, target_dir};
 
 /// How a check came out.
 #[derive(Debug, PartialEq, Eq)]
-enum Outcome {
+pub(crate) enum Outcome {
     Ok,
     Failed(String),
     /// It could not be done here, and why; the rest counts without it.
@@ -35,6 +36,9 @@ const CHECKS: &[Check] = &[
     Check { name: "documentation (rustdoc)", run: doc },
 ];
 
+/// What the tests in the virtual machine are called in the report.
+const KERNEL_TESTS: &str = "tests on Linux 6.1 (qemu)";
+
 /// Sets up, runs every check and test whether or not those before it failed, and prints how each came out. With
 /// arguments for the test programs, such as a filter, the checks are left out. Says whether all is well.
 ///
@@ -51,6 +55,25 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<bool> {
         println!("test: only what matches `{}`, without the checks", arguments.join(" "));
     }
     report.add("tests (cargo test)", || tests(arguments));
+    if arguments.is_empty() {
+        report.add(KERNEL_TESTS, || kernel::run(Kernel::Debian12));
+    }
+    print!("{report}");
+    Ok(report.is_good())
+}
+
+/// Sets up, and runs the tests on another kernel, nothing else. Says whether all is well.
+///
+/// # Errors
+/// When set-up fails, or the tests cannot be run.
+pub(crate) fn run_on(kernel: Kernel) -> anyhow::Result<bool> {
+    setup::run(Profile::Test)?;
+    let mut report = Report::default();
+    report.add(KERNEL_TESTS, || match kernel::run(kernel)? {
+        // They are all that was asked for.
+        Outcome::Skipped(why) => Ok(Outcome::Failed(why)),
+        outcome => Ok(outcome),
+    });
     print!("{report}");
     Ok(report.is_good())
 }
@@ -112,7 +135,8 @@ fn status(command: &mut Command) -> anyhow::Result<Outcome> {
     Ok(if status.success() { Outcome::Ok } else { Outcome::Failed(status.to_string()) })
 }
 
-fn root() -> anyhow::Result<&'static Path> {
+/// The workspace's root.
+pub(crate) fn root() -> anyhow::Result<&'static Path> {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask stands in no workspace")
 }
 

@@ -1,0 +1,61 @@
+//! A virtual machine: qemu, without KVM, so that it needs neither a right nor a processor that has it.
+
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::Context as _;
+
+/// How long it may run, in seconds: many times what it takes.
+const LIMIT: &str = "300";
+
+/// Exit code of timeout(1) when it has ended its command.
+const TIMED_OUT: i32 = 124;
+
+/// What a virtual machine has said on its console.
+pub(super) struct Console {
+    /// All of it.
+    pub(super) text: String,
+    /// How qemu ended.
+    pub(super) end: String,
+}
+
+/// Boots a kernel, shows its console and waits for the end.
+///
+/// # Errors
+/// When qemu cannot be started.
+pub(super) fn run(vmlinuz: &Path, initramfs: &Path) -> anyhow::Result<Console> {
+    let (reader, writer) = io::pipe()?;
+    // timeout(1) ends qemu even if nobody is left to wait for it. In the foreground, for Ctrl-C has to reach qemu.
+    let mut command = Command::new("timeout");
+    command
+        .args(["--foreground", "--kill-after=5", LIMIT, "qemu-system-x86_64", "-accel", "tcg", "-m", "1024"])
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"])
+        .arg("-kernel")
+        .arg(vmlinuz)
+        .arg("-initrd")
+        .arg(initramfs)
+        // A panic restarts at once, which ends qemu.
+        .args(["-append", "console=ttyS0 quiet panic=-1"])
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone()?)
+        .stderr(writer);
+    let mut child = command.spawn().context("cannot start timeout")?;
+    // The command holds the pipe's writing ends, and we would wait for ourselves.
+    drop(command);
+
+    let mut text = String::new();
+    for line in BufReader::new(reader).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).trim_end().to_owned();
+        // Nobody may be listening any more, but the verdict counts.
+        let _ = writeln!(io::stdout(), "{line}");
+        text = text + &line + "\n";
+    }
+    let status = child.wait()?;
+    let end = if status.code() == Some(TIMED_OUT) {
+        format!("it was given up after {LIMIT} s")
+    } else {
+        format!("qemu ended with {status}")
+    };
+    Ok(Console { text, end })
+}
