@@ -39,11 +39,12 @@ impl Delta {
 
     /// The checksum after the replacements: `HC' = ~(~HC + ~m + m')` (RFC 1624 §3, equation 3).
     ///
-    /// A wrong checksum stays exactly as wrong as it was.
+    /// A wrong checksum stays exactly as wrong as it was. Of the two ways to write zero it gives the one that
+    /// computing anew gives, 0x0000, since no packet consists of zeros alone: for that the sum begins with 0xffff.
     #[inline(always)]
     #[must_use]
     pub const fn apply(self, checksum: u16) -> u16 {
-        !fold(self.0 + (!checksum) as u64)
+        !fold(self.0 + (!checksum) as u64 + 0xffff)
     }
 }
 
@@ -80,9 +81,12 @@ const BLOCK: usize = 16;
 /// One's complement sum of the bytes in `from..to`; an odd last byte counts as the high half of a word.
 ///
 /// # Errors
-/// [`Reject::FrameTruncated`] if not all of it can be read, or if it is [`MAX_SUM`] bytes or more.
+/// [`Reject::FrameTruncated`] if not all of it can be read, or if it is longer than [`MAX_SUM`] bytes.
 #[inline(always)]
 pub fn sum<F: Frame + ?Sized>(frame: &mut F, from: usize, to: usize) -> Result<u64, Reject> {
+    if to > from + MAX_SUM {
+        return Err(Reject::FrameTruncated);
+    }
     let mut at = from;
     let mut sum = 0;
     // Three loops with fixed bounds rather than one over the bytes: the verifier walks every turn.
@@ -107,9 +111,8 @@ pub fn sum<F: Frame + ?Sized>(frame: &mut F, from: usize, to: usize) -> Result<u
     }
     if at < to {
         sum += u64::from(frame.at::<1>(at)?[0]) << 8;
-        at += 1;
     }
-    if at < to { Err(Reject::FrameTruncated) } else { Ok(sum) }
+    Ok(sum)
 }
 
 #[cfg(test)]
@@ -168,6 +171,14 @@ mod tests {
         assert_eq!(Zero::Absent.apply(delta, 0x2034), 0xffff);
     }
 
+    /// A change from one way to write zero to the other changes nothing, and is not carried on.
+    #[test]
+    fn zero_comes_out_as_computing_anew_gives_it() {
+        assert_eq!(Delta::NONE.word(0xffff, 0).apply(0xffff), 0);
+        assert_eq!(Delta::NONE.word(0, 0xffff).apply(0xffff), 0);
+        assert_eq!(Delta::NONE.apply(0xffff), 0);
+    }
+
     #[test]
     fn fold_takes_any_sum() {
         assert_eq!(fold(0), 0);
@@ -179,9 +190,11 @@ mod tests {
     #[test]
     fn sum_refuses_what_it_would_cut_off() {
         let mut long = vec![0; MAX_SUM + BLOCK];
-        assert!(sum(long.as_mut_slice(), 0, MAX_SUM + BLOCK - 1).is_ok());
-        assert_eq!(sum(long.as_mut_slice(), 0, MAX_SUM + BLOCK + 1), Err(Reject::FrameTruncated));
-        assert_eq!(sum(long.as_mut_slice(), 1, MAX_SUM + BLOCK + 1), Err(Reject::FrameTruncated));
+        for from in 0..3 {
+            assert!(sum(long.as_mut_slice(), from, from + MAX_SUM).is_ok());
+            assert_eq!(sum(long.as_mut_slice(), from, from + MAX_SUM + 1), Err(Reject::FrameTruncated));
+        }
+        assert_eq!(sum(long.as_mut_slice(), BLOCK, MAX_SUM + BLOCK + 1), Err(Reject::FrameTruncated));
     }
 
     proptest! {

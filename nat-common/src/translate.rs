@@ -53,7 +53,9 @@ pub fn readdress<F: Frame + ?Sized>(
         Transport::IcmpError(quote) => {
             let change = quote_addresses(frame, quote, quoted)?;
             let checksum = frame.at(ip.payload + icmpv4::CHECKSUM)?;
-            if let Some((old, new)) = change {
+            if let Some((old, new)) = change
+                && old != new
+            {
                 *checksum = Delta::NONE.word(old, new).apply(u16::from_be_bytes(*checksum)).to_be_bytes();
             }
         }
