@@ -1,4 +1,6 @@
 //! The network-namespace lab and the packet fixtures: what the tests and the demonstration build on.
 
 pub mod fixtures;
+#[cfg(feature = "lab")]
 pub mod lab;
+pub mod reference;
