@@ -181,19 +181,19 @@ mod tests {
 
     #[test]
     fn an_image_that_is_not_whole_is_none() {
-        let cache = env::temp_dir().join(format!("eipnat-xtask-image-{}", process::id()));
+        let cache = tempfile::tempdir().unwrap();
+        let cache = cache.path();
         let name = "linux-image-6.1.0-56-amd64";
         let (vmlinuz, modules) = Image::members(name);
         assert_eq!(vmlinuz, "boot/vmlinuz-6.1.0-56-amd64");
         for member in modules.iter().chain([&vmlinuz]) {
-            assert!(Image::open(&cache, name).is_none(), "without {member}");
+            assert!(Image::open(cache, name).is_none(), "without {member}");
             let path = cache.join(name).join(member);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "").unwrap();
         }
-        let image = Image::open(&cache, name).unwrap();
+        let image = Image::open(cache, name).unwrap();
         assert_eq!(image.modules.len(), MODULES.len());
-        assert_eq!(kept(&cache, "6.1").as_deref(), Some(name));
-        fs::remove_dir_all(&cache).unwrap();
+        assert_eq!(kept(cache, "6.1").as_deref(), Some(name));
     }
 }

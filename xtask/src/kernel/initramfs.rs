@@ -66,14 +66,13 @@ impl Initramfs {
     ///
     /// # Errors
     /// When one of the files cannot be read, or the archive not be written.
-    pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
-        let at = || format!("cannot write {}", path.display());
-        let mut archive = BufWriter::new(File::create(path).with_context(at)?);
+    pub(super) fn write(&self, archive: &mut File) -> anyhow::Result<()> {
+        let mut archive = BufWriter::new(archive);
         for (number, (path, entry)) in (1..).zip(&self.entries) {
             archive = append(archive, number, path, entry)
                 .with_context(|| format!("cannot pack {} ({entry:?})", path.display()))?;
         }
-        newc::trailer(archive).and_then(|mut archive| archive.flush()).with_context(at)
+        newc::trailer(archive).and_then(|mut archive| archive.flush()).context("cannot end the archive")
     }
 
     fn put(&mut self, path: &Path, entry: Entry) {
@@ -139,6 +138,8 @@ fn parse_ldd(text: &str) -> anyhow::Result<Vec<PathBuf>> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Seek as _};
+
     use super::*;
 
     #[test]
@@ -157,19 +158,18 @@ mod tests {
         let mut initramfs = Initramfs::default();
         initramfs.program(&me, Path::new("usr/bin/me")).unwrap();
         initramfs.text(Path::new("init"), "#!/bin/sh\n".to_owned());
-        let path = std::env::temp_dir().join(format!("eipnat-xtask-initramfs-{}", std::process::id()));
-        initramfs.write(&path).unwrap();
+        let mut archive = tempfile::tempfile().unwrap();
+        initramfs.write(&mut archive).unwrap();
+        archive.rewind().unwrap();
 
         let mut found = Vec::new();
-        let mut archive = File::open(&path).unwrap();
-        fs::remove_file(&path).unwrap();
         loop {
             let mut reader = newc::Reader::new(archive).unwrap();
             if reader.entry().is_trailer() {
                 break;
             }
             let mut content = Vec::new();
-            io::Read::read_to_end(&mut reader, &mut content).unwrap();
+            reader.read_to_end(&mut content).unwrap();
             found.push((reader.entry().name().to_owned(), reader.entry().mode(), content));
             archive = reader.finish().unwrap();
         }

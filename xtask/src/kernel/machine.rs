@@ -1,8 +1,9 @@
 //! A virtual machine: qemu, without KVM, so that it needs neither a right nor a processor that has it.
 
+use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::Context as _;
 
@@ -16,28 +17,26 @@ const TIMED_OUT: i32 = 124;
 pub(super) struct Console {
     /// All of it.
     pub(super) text: String,
-    /// How qemu ended.
+    /// How it came to its end.
     pub(super) end: String,
 }
 
-/// Boots a kernel, shows its console and waits for the end.
+/// Boots a kernel with the initramfs that is in a file, shows its console and waits for the end.
 ///
 /// # Errors
 /// When qemu cannot be started.
-pub(super) fn run(vmlinuz: &Path, initramfs: &Path) -> anyhow::Result<Console> {
+pub(super) fn run(vmlinuz: &Path, initramfs: File) -> anyhow::Result<Console> {
     let (reader, writer) = io::pipe()?;
     // timeout(1) ends qemu even if nobody is left to wait for it. In the foreground, for Ctrl-C has to reach qemu.
     let mut command = Command::new("timeout");
     command
         .args(["--foreground", "--kill-after=5", LIMIT, "qemu-system-x86_64", "-accel", "tcg", "-m", "1024"])
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"])
-        .arg("-kernel")
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+        .args(["-serial", "file:/dev/stdout", "-initrd", "/dev/stdin", "-kernel"])
         .arg(vmlinuz)
-        .arg("-initrd")
-        .arg(initramfs)
         // A panic restarts at once, which ends qemu.
         .args(["-append", "console=ttyS0 quiet panic=-1"])
-        .stdin(Stdio::null())
+        .stdin(initramfs)
         .stdout(writer.try_clone()?)
         .stderr(writer);
     let mut child = command.spawn().context("cannot start timeout")?;
@@ -54,6 +53,8 @@ pub(super) fn run(vmlinuz: &Path, initramfs: &Path) -> anyhow::Result<Console> {
     let status = child.wait()?;
     let end = if status.code() == Some(TIMED_OUT) {
         format!("it was given up after {LIMIT} s")
+    } else if let Some(panic) = text.lines().find(|line| line.contains("Kernel panic")) {
+        panic.to_owned()
     } else {
         format!("qemu ended with {status}")
     };

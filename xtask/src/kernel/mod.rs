@@ -6,7 +6,6 @@ mod initramfs;
 mod machine;
 mod verdict;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -74,11 +73,11 @@ pub(crate) fn run(kernel: Kernel) -> anyhow::Result<Outcome> {
         return Ok(Outcome::Skipped(format!("this system's package sources have no Debian kernel {series}")));
     };
     let executables = build()?;
-    let initramfs = target_dir()?.join("initramfs.cpio");
-    pack(&image, &executables)?.write(&initramfs)?;
+    // A file without a name, so that nothing of it stays, however this ends.
+    let mut initramfs = tempfile::tempfile_in(target_dir()?).context("cannot make a file in target/")?;
+    pack(&image, &executables)?.write(&mut initramfs)?;
     println!("test: booting {} in qemu", image.name);
-    let console = machine::run(&image.vmlinuz, &initramfs)?;
-    fs::remove_file(&initramfs).with_context(|| format!("cannot remove {}", initramfs.display()))?;
+    let console = machine::run(&image.vmlinuz, initramfs)?;
     Ok(match verdict::judge(&console, kernel.series(), SUITES) {
         Ok(()) => Outcome::Ok,
         Err(why) => Outcome::Failed(why),
@@ -183,7 +182,7 @@ mod tests {
     fn every_test_that_is_to_run_is_there() {
         for Suite { program, tests } in SUITES {
             let file = root().unwrap().join(format!("tests/tests/{program}.rs"));
-            let source = fs::read_to_string(&file).unwrap();
+            let source = std::fs::read_to_string(&file).unwrap();
             for test in *tests {
                 assert!(source.contains(&format!("#[test]\nfn {test}(")), "{}: {test}", file.display());
             }

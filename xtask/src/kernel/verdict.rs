@@ -33,7 +33,7 @@ pub(super) fn judge(console: &Console, series: &str, suites: &[Suite]) -> Result
         let (status, passed) = (first_line(rest), format!("ok. {} passed;", tests.len()));
         let result = said.lines().find_map(|line| line.strip_prefix(RESULT)).unwrap_or("no result");
         if status != "0" || !result.starts_with(&passed) {
-            failures.push(format!("{program}: {result}, exit code {status}, instead of {passed} see above"));
+            failures.push(format!("{program}: not `{passed}` but `{result}`, exit code {status}: see above"));
         }
     }
     if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
@@ -66,12 +66,14 @@ mod tests {
     fn all_is_well_only_if_every_test_has_passed() {
         assert_eq!(judged(&console("6.1.0-56-amd64", ONE, TWO)), Ok(()));
         let failed = TWO.replace("ok. 2 passed; 0 failed", "FAILED. 1 passed; 1 failed");
-        assert!(
-            judged(&console("6.1.0-56-amd64", ONE, &failed)).unwrap_err().contains("two: FAILED. 1 passed")
-        );
+        assert!(judged(&console("6.1.0-56-amd64", ONE, &failed)).unwrap_err().contains("`FAILED. 1 passed"));
         let fewer = TWO.replace("2 passed", "1 passed");
-        assert!(judged(&console("6.1.0-56-amd64", ONE, &fewer)).unwrap_err().contains("two: ok. 1 passed"));
-        assert!(judged(&console("6.1.0-56-amd64", "", TWO)).unwrap_err().contains("one: no result"));
+        assert!(judged(&console("6.1.0-56-amd64", ONE, &fewer)).unwrap_err().contains("`ok. 1 passed"));
+        assert!(
+            judged(&console("6.1.0-56-amd64", "", TWO))
+                .unwrap_err()
+                .contains("one: not `ok. 1 passed;` but `no result`")
+        );
     }
 
     #[test]
