@@ -94,11 +94,13 @@ pub struct Meter {
 pub struct Port {
     /// A set of [`Port::UPLINK`] and [`Port::DOWNLINK`].
     pub role: u8,
-    /// Not read by the program: whether `net.ipv4.conf.IF.forwarding` was on before eipnat came, so that
-    /// `unload` can put it back.
-    pub forwarding_before: u8,
+    /// Not read by the program: `net.ipv4.conf.IF.` forwarding, `rp_filter` and `send_redirects` as they were before
+    /// eipnat came, so that `unload` can put them back.
+    pub sysctls_before: [u8; 3],
     /// The interface's own address: unicast frames to another one are not the node's to forward.
     pub mac: Mac,
+    /// Zero.
+    pub padding: [u8; 2],
     /// The tenant whose VMs are reached by this interface.
     pub tenant: u32,
 }
@@ -131,12 +133,16 @@ pub struct Node {
     /// Source of ICMP errors whose sender, a private router, has no public address of its own (RFC 5508 §4.2,
     /// REQ-5c). All zero: not known.
     pub public_ip: Addr,
+    /// Not read by the program: `net.ipv4.conf.all.send_redirects` as it was before eipnat came.
+    pub all_send_redirects_before: u8,
+    /// Zero.
+    pub padding: [u8; 3],
 }
 
 // The BPF program and the daemon are compiled apart, by different compilers: fail there and not on the wire.
 const _: () = {
     assert!(size_of::<Inbound>() == 12 && size_of::<Outbound>() == 8 && size_of::<OutboundKey>() == 8);
-    assert!(size_of::<Meter>() == 32 && size_of::<Port>() == 12 && size_of::<Node>() == 8);
+    assert!(size_of::<Meter>() == 32 && size_of::<Port>() == 16 && size_of::<Node>() == 12);
     assert!(core::mem::offset_of!(Inbound, meter) == 8 && core::mem::offset_of!(Outbound, meter) == 4);
-    assert!(core::mem::offset_of!(Port, mac) == 2 && core::mem::offset_of!(Port, tenant) == 8);
+    assert!(core::mem::offset_of!(Port, mac) == 4 && core::mem::offset_of!(Port, tenant) == 12);
 };

@@ -98,11 +98,14 @@ pub fn process<F: Frame + ?Sized, N: Node>(frame: &mut F, ifindex: u32, node: &m
 fn decide<F: Frame + ?Sized, N: Node>(frame: &mut F, ifindex: u32, node: &mut N) -> Result<Verdict, Reject> {
     let port = node.port(ifindex).ok_or(Reject::PortUnknown)?;
     let ethernet = ethernet::Header(frame.at(0)?);
+    let (ethertype, foreign) = (ethernet.ethertype(), ethernet.destination() != port.mac);
     // The kernel forwards nothing that came by link-layer broadcast or multicast, so it may have all of it.
-    if ethernet.ethertype() != ethernet::TYPE_IPV4 || ethernet.is_group() {
+    if ethernet.is_group() {
         return Ok(Verdict::Pass);
     }
-    let foreign = ethernet.destination() != port.mac;
+    if ethertype != ethernet::TYPE_IPV4 {
+        return not_ipv4(frame, ethertype);
+    }
     let ip = Ipv4::parse(frame)?;
     if address::is_martian(ip.source) {
         return Err(Reject::SourceMartian);
@@ -110,7 +113,7 @@ fn decide<F: Frame + ?Sized, N: Node>(frame: &mut F, ifindex: u32, node: &mut N)
     if address::is_martian(ip.destination) {
         return Err(Reject::DestinationMartian);
     }
-    if port.is_uplink() && node.inbound(ip.source).is_some() {
+    if port.is_uplink() && node.is_pooled(ip.source) {
         return Err(Reject::SpoofedSource);
     }
     let into = node.inbound(ip.destination);
@@ -128,6 +131,17 @@ fn decide<F: Frame + ?Sized, N: Node>(frame: &mut F, ifindex: u32, node: &mut N)
         Err(_) if into.is_none() && is_local(&query, node) => Ok(Verdict::Pass),
         verdict => verdict,
     }
+}
+
+/// What is not IPv4 is the kernel's, except in a tag with the VLAN number 0: the kernel would take the tag off and
+/// forward what it finds, untranslated.
+#[inline(always)]
+fn not_ipv4<F: Frame + ?Sized>(frame: &mut F, ethertype: u16) -> Result<Verdict, Reject> {
+    let is_tagged = ethertype == ethernet::TYPE_VLAN[0] || ethertype == ethernet::TYPE_VLAN[1];
+    if is_tagged && frame.word(ethernet::HEADER_LEN)? & ethernet::VLAN_ID == 0 {
+        return Err(Reject::PriorityTag);
+    }
+    Ok(Verdict::Pass)
 }
 
 /// Whether the kernel would deliver the packet rather than forward it. It may also have no route, and then tells
@@ -171,7 +185,12 @@ fn carry<F: Frame + ?Sized, N: Node>(
     if ip.ttl <= 1 {
         return Err(Reject::TtlExpired);
     }
-    if let Route::Via(Egress { ifindex, .. }) | Route::Unresolved(ifindex) = route {
+    // Of a packet that is too big the routing table does not say where it would go.
+    let way = match route {
+        Route::TooBig => node.route(&Query { addresses: plan.addresses, total_len: 0, ..*query }),
+        route => route,
+    };
+    if let Route::Via(Egress { ifindex, .. }) | Route::Unresolved(ifindex) = way {
         check_egress(ifindex, into.is_some(), node)?;
     }
 

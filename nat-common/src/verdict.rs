@@ -126,6 +126,8 @@ reasons! {
             "Raise the MTU of the interface it leaves by, or lower the sender's.";
         FibError = "fib_error": "The kernel's FIB lookup failed in a way that has no name here.",
             "Run the daemon with RUST_LOG=debug for the number, and report it.";
+        PriorityTag = "priority_tag": "The frame has an 802.1p tag (VLAN 0), which eipnat does not look behind.",
+            "Switch priority tagging off at the sender or on the switch port.";
         PortUnknown = "port_unknown": "The program runs on an interface that the daemon has not described to it.",
             "Restart the daemon; if it stays, eipnat unload and start again.";
     }

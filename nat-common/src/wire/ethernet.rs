@@ -8,6 +8,12 @@ pub const HEADER_LEN: usize = 14;
 /// The type of IPv4 (RFC 894).
 pub const TYPE_IPV4: u16 = 0x0800;
 
+/// Types of a VLAN tag (IEEE 802.1Q and 802.1ad).
+pub const TYPE_VLAN: [u16; 2] = [0x8100, 0x88a8];
+
+/// The VLAN number in the tag behind a header: its low 12 bits.
+pub const VLAN_ID: u16 = 0x0fff;
+
 /// A header.
 pub struct Header<'a>(pub &'a mut [u8; HEADER_LEN]);
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use log::{debug, info};
 use nat_common::abi::map;
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, open, statfs};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open, statfs};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -46,6 +46,11 @@ pub(super) fn prepare(pin_path: &Path) -> anyhow::Result<()> {
             format!("{} cannot be made: {error}; name a directory on a bpffs", pin_path.display()),
         )
     })?;
+    if !missing.is_empty() {
+        // Whoever could open it could hold its lock.
+        fs::set_permissions(pin_path, fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("cannot close {} to others", pin_path.display()))?;
+    }
     if !is_bpffs(pin_path) {
         if fs::read_dir(pin_path).is_ok_and(|mut entries| entries.next().is_some()) {
             return Err(KeyError::new(
@@ -69,7 +74,7 @@ pub(super) fn prepare(pin_path: &Path) -> anyhow::Result<()> {
 
 fn mount_at(path: &Path) -> anyhow::Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount(SOURCE, path, "bpf", flags, None)
+    mount(SOURCE, path, "bpf", flags, c"mode=0700")
         .with_context(|| format!("cannot mount a bpffs at {}", path.display()))?;
     debug!("mounted a bpffs at {}", path.display());
     Ok(())
@@ -77,9 +82,7 @@ fn mount_at(path: &Path) -> anyhow::Result<()> {
 
 /// Removes eipnat's pins, the directory if nothing else is in it, and the mount if it was eipnat's.
 pub(super) fn remove(pin_path: &Path) -> anyhow::Result<()> {
-    for pin in pins(pin_path)?.into_iter().filter(|pin| is_own_pin(pin)) {
-        fs::remove_file(&pin).with_context(|| format!("cannot remove {}", pin.display()))?;
-    }
+    remove_pins(pin_path)?;
     if !pins(pin_path)?.is_empty() {
         return Ok(());
     }
@@ -92,6 +95,14 @@ pub(super) fn remove(pin_path: &Path) -> anyhow::Result<()> {
     let standard = Path::new(STANDARD);
     if pin_path.starts_with(standard) && is_own_mount(standard)? && pins(standard)?.is_empty() {
         unmount_at(standard)?;
+    }
+    Ok(())
+}
+
+/// Removes eipnat's pins.
+pub(super) fn remove_pins(pin_path: &Path) -> anyhow::Result<()> {
+    for pin in pins(pin_path)?.into_iter().filter(|pin| is_own_pin(pin)) {
+        fs::remove_file(&pin).with_context(|| format!("cannot remove {}", pin.display()))?;
     }
     Ok(())
 }
@@ -189,7 +200,12 @@ impl PinLock {
         let directory = open(pin_path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .with_context(at)?;
         match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Self(directory))),
+            Ok(()) => {
+                // An unload may have removed it in between.
+                let locked = fstat(&directory).with_context(at)?;
+                let there = fs::metadata(pin_path).with_context(at)?;
+                Ok((locked.st_ino == there.ino() && locked.st_dev == there.dev()).then_some(Self(directory)))
+            }
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
             Err(error) => Err(error).with_context(at),
         }

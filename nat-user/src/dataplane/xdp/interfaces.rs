@@ -1,9 +1,7 @@
 //! What the kernel says of the node's interfaces.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
 
 use anyhow::Context as _;
 use nat_common::abi::Mac;
@@ -29,31 +27,12 @@ impl Interface {
             let Some(address) = entry.address else { continue };
             if let Some(link) = address.as_link_addr() {
                 interface.index = link.ifindex().try_into().context("an interface index beyond 32 bits")?;
-                interface.mac = link.addr();
+                // Loopback and tunnels have zeros.
+                interface.mac = link.addr().filter(|mac| *mac != [0; 6]);
             } else if let Some(inet) = address.as_sockaddr_in() {
                 interface.addresses.push(inet.ip());
             }
         }
         Ok(interfaces.into_values().collect())
-    }
-}
-
-/// `net.ipv4.conf.INTERFACE.forwarding`. Without it the kernel's FIB gives the XDP program no routes.
-pub(super) struct Forwarding(PathBuf);
-
-impl Forwarding {
-    pub(super) fn of(interface: &str) -> Self {
-        Self(["/proc/sys/net/ipv4/conf", interface, "forwarding"].iter().collect())
-    }
-
-    pub(super) fn is_on(&self) -> anyhow::Result<bool> {
-        let value =
-            fs::read_to_string(&self.0).with_context(|| format!("cannot read {}", self.0.display()))?;
-        Ok(value.trim() != "0")
-    }
-
-    pub(super) fn set(&self, on: bool) -> anyhow::Result<()> {
-        fs::write(&self.0, if on { "1" } else { "0" })
-            .with_context(|| format!("cannot write {}; set it by sysctl", self.0.display()))
     }
 }

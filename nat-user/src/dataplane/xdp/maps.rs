@@ -8,11 +8,10 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
-use nat_common::abi::{self, Addr, Inbound, MAX_POOL_CIDRS, Meter, Node, Outbound, OutboundKey, map};
+use nat_common::abi::{self, Addr, Inbound, Meter, Node, Outbound, OutboundKey, map};
 use nat_common::verdict::{Counter, Punt, Reject};
 
 use super::super::{Binding, Half, Verdicts};
-use crate::config::KeyError;
 use crate::model::PoolSpec;
 
 // aya wants its own marker on keys and values; byte arrays have it.
@@ -78,13 +77,6 @@ impl Maps {
         let reserved =
             pools.iter().flat_map(|pool| &pool.reserve).map(|addr| (Key::new(32, addr.octets()), 0));
         let wanted: Vec<(Key<Addr>, u32)> = cidrs.chain(reserved).collect();
-        if wanted.len() > MAX_POOL_CIDRS as usize {
-            return Err(KeyError::new(
-                "pool",
-                format!("more than {MAX_POOL_CIDRS} CIDRs and reserved addresses; merge some"),
-            )
-            .into());
-        }
         let standing: Vec<_> =
             self.pools.keys().collect::<Result<_, _>>().with_context(|| failed(map::POOLS))?;
         for key in standing {

@@ -6,6 +6,7 @@ mod interfaces;
 mod maps;
 mod object;
 mod ports;
+mod sysctls;
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -14,8 +15,8 @@ use anyhow::{Context as _, bail};
 use aya::util::KernelVersion;
 use aya_log::EbpfLogger;
 use log::{Log, debug};
-use nat_common::abi::{ABI_VERSION, Meter, Node};
-use rustix::thread::{CapabilitySet, MembarrierCommand, capabilities, membarrier};
+use nat_common::abi::{ABI_VERSION, MAX_POOL_CIDRS, Meter, Node};
+use rustix::thread::{CapabilitySet, MembarrierCommand, capabilities, membarrier, membarrier_query};
 
 use self::bpffs::PinLock;
 use self::interfaces::Interface;
@@ -48,21 +49,29 @@ impl XdpDataplane {
     pub fn start(config: &config::Datapath, pools: &[PoolSpec]) -> anyhow::Result<Self> {
         check_machine()?;
         let interfaces = Interface::all()?;
+        check_pools(pools, &interfaces)?;
         let wanted = wanted_ports(config, &interfaces)?;
+        bpffs::prepare(&config.pin_path)?;
+        let lock = PinLock::take(&config.pin_path)?;
+        let standing = object::standing(config)?;
+        if standing.is_none() {
+            bpffs::remove_pins(&config.pin_path)?;
+        }
         let node = Node {
             abi_version: ABI_VERSION,
             public_ip: config
                 .public_ip
                 .or_else(|| first_address(config, &interfaces))
                 .map_or([0; 4], |address| address.octets()),
+            all_send_redirects_before: match standing {
+                Some(node) => node.all_send_redirects_before,
+                None => sysctls::all_send_redirects()?,
+            },
+            padding: [0; 3],
         };
-        bpffs::prepare(&config.pin_path)?;
-        let lock = PinLock::take(&config.pin_path)?;
-        let adopts = object::check_pins(config)?;
-        let started = Self::load(config, pools, node, &wanted);
-        match started {
+        match Self::load(config, pools, node, standing.is_some(), &wanted) {
             Ok((maps, ports, logger)) => Ok(Self { maps, ports, logger, _lock: lock }),
-            Err(error) if adopts => Err(error),
+            Err(error) if standing.is_some() => Err(error),
             Err(error) => match remove(&config.pin_path) {
                 Ok(()) => Err(error),
                 Err(second) => Err(error.context(format!("and cleaning up failed: {second:#}"))),
@@ -74,13 +83,19 @@ impl XdpDataplane {
         config: &config::Datapath,
         pools: &[PoolSpec],
         node: Node,
+        adopts: bool,
         wanted: &[(&Interface, Role)],
     ) -> anyhow::Result<(Maps, Vec<Port>, Option<ProgramLogger>)> {
         let mut ebpf = object::load(config)?;
         let mut maps = Maps::take(&mut ebpf, config.max_bindings)?;
-        maps.set_node(node)?;
-        maps.set_pools(pools)?;
+        if !adopts {
+            // From here on these are maps that another start can take over, and unload can undo.
+            maps.set_node(node)?;
+        }
         let ports = ports::attach(&mut ebpf, &mut maps, config, wanted)?;
+        sysctls::set_all_send_redirects(0)?;
+        maps.set_pools(pools)?;
+        maps.set_node(node)?;
         object::pin_program(&mut ebpf, &config.pin_path)?;
         let logger = object::logger(&mut ebpf);
         Ok((maps, ports, logger))
@@ -129,6 +144,29 @@ fn check_machine() -> anyhow::Result<()> {
     let kernel = KernelVersion::current().context("cannot tell the kernel's version")?;
     if kernel < KernelVersion::new(major, minor, 0) {
         bail!("this kernel is older than {major}.{minor}; boot a newer one (Debian 12 has 6.1)");
+    }
+    if !membarrier_query().contains_command(MembarrierCommand::Global) {
+        bail!("this kernel has no membarrier(2) for all CPUs; boot it without nohz_full");
+    }
+    Ok(())
+}
+
+/// A pool must not hold what the node itself answers to, or the node would be cut off; and all of them together must
+/// fit into their map.
+fn check_pools(pools: &[PoolSpec], interfaces: &[Interface]) -> anyhow::Result<()> {
+    for (index, pool) in pools.iter().enumerate() {
+        for interface in interfaces {
+            let own = |address: &&Ipv4Addr| pool.contains(**address) && !pool.reserve.contains(*address);
+            if let Some(address) = interface.addresses.iter().find(own) {
+                let what = format!("{address} is this node's own, on {}; add it to reserve", interface.name);
+                return Err(KeyError::new(format!("pool[{index}].cidrs"), what).into());
+            }
+        }
+    }
+    let entries: usize = pools.iter().map(|pool| pool.cidrs.len() + pool.reserve.len()).sum();
+    if entries > MAX_POOL_CIDRS as usize {
+        let what = format!("{entries} CIDRs and reserved addresses, {MAX_POOL_CIDRS} at most; merge some");
+        return Err(KeyError::new("pool", what).into());
     }
     Ok(())
 }

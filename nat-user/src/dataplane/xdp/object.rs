@@ -24,9 +24,9 @@ const PROGRAM: &str = "eipnat";
 /// Name of the program's pin.
 pub(super) const PROGRAM_PIN: &str = "program";
 
-/// Looks whether an earlier daemon left maps, and whether this one can go on with them.
-pub(super) fn check_pins(config: &config::Datapath) -> anyhow::Result<bool> {
-    let Some(node) = pinned_node(&config.pin_path)? else { return Ok(false) };
+/// What an earlier daemon left that this one can go on with: the settings in its maps.
+pub(super) fn standing(config: &config::Datapath) -> anyhow::Result<Option<Node>> {
+    let Some(node) = pinned_node(&config.pin_path)?.filter(is_complete) else { return Ok(None) };
     if node.abi_version != ABI_VERSION {
         bail!(
             "the maps in {} are of another version ({}, this one has {ABI_VERSION}); run `eipnat unload` first",
@@ -46,11 +46,17 @@ pub(super) fn check_pins(config: &config::Datapath) -> anyhow::Result<bool> {
         )
         .into());
     }
-    Ok(true)
+    Ok(Some(node))
+}
+
+/// Whether the daemon that made the maps lived long enough to describe the node in them. Before that, nothing is
+/// attached.
+pub(super) fn is_complete(node: &Node) -> bool {
+    node.abi_version != 0
 }
 
 /// The settings that an earlier daemon left.
-fn pinned_node(pin_path: &Path) -> anyhow::Result<Option<Node>> {
+pub(super) fn pinned_node(pin_path: &Path) -> anyhow::Result<Option<Node>> {
     let pin = pin_path.join(map::NODE);
     if !pin.exists() {
         return Ok(None);
@@ -59,7 +65,10 @@ fn pinned_node(pin_path: &Path) -> anyhow::Result<Option<Node>> {
         Array::try_from(Map::Array(MapData::from_pin(&pin)?))?.get(&0, 0)
     };
     let bytes = read().with_context(|| {
-        format!("{} is not eipnat's map; run `eipnat unload`, or name another pin_path", pin.display())
+        format!(
+            "{} is no map of this version; `eipnat unload` with the version that made it, or delete it",
+            pin.display()
+        )
     })?;
     Ok(Some(bytemuck::cast(bytes)))
 }

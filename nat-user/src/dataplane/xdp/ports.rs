@@ -10,13 +10,12 @@ use aya::maps::{HashMap, Map, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{ProgramError, Xdp, loaded_links};
-use log::warn;
+use log::{debug, warn};
 use nat_common::abi::{self, map};
-use nix::net::if_::if_indextoname;
 
-use super::interfaces::{Forwarding, Interface};
+use super::interfaces::Interface;
 use super::maps::Maps;
-use super::{bpffs, object};
+use super::{bpffs, object, sysctls};
 use crate::config::{self, KeyError};
 use crate::dataplane::{Mode, Port, Role};
 
@@ -70,75 +69,105 @@ impl LinkPin {
     }
 }
 
-/// Attaches the program to the wanted interfaces, and takes it off all others.
+/// Attaches the program to the wanted interfaces, and takes it off all others. If that fails, whatever stood before
+/// still does, and nothing new.
 pub(super) fn attach(
     ebpf: &mut Ebpf,
     maps: &mut Maps,
     config: &config::Datapath,
     wanted: &[(&Interface, Role)],
 ) -> anyhow::Result<Vec<Port>> {
-    // Every port is known before the program sees the first packet.
+    let links = LinkPin::all(&config.pin_path)?;
+    let (standing, gone): (Vec<LinkPin>, Vec<LinkPin>) =
+        links.into_iter().partition(|link| wanted.iter().any(|(wanted, _)| wanted.index == link.ifindex));
+    let new: Vec<(&Interface, Role)> = wanted
+        .iter()
+        .filter(|(wanted, _)| standing.iter().all(|link| link.ifindex != wanted.index))
+        .copied()
+        .collect();
+    let program = object::program(ebpf)?;
+    let mode = add(program, maps, config, &standing, &new).inspect_err(|_| {
+        // What failed is what has to be told; this is only putting things back.
+        let _ = take_back(maps, &config.pin_path, &new);
+    })?;
     for (interface, role) in wanted {
         describe(maps, interface, *role)?;
     }
-    let program = object::program(ebpf)?;
-    let mode = attach_all(program, config, wanted)?;
-    for link in LinkPin::all(&config.pin_path)? {
-        if wanted.iter().all(|(wanted, _)| wanted.index != link.ifindex) {
-            link.remove()?;
+    for link in &standing {
+        replace(program, link)?;
+    }
+    for ifindex in maps.port_indices()? {
+        if wanted.iter().all(|(wanted, _)| wanted.index != ifindex) {
+            forget(maps, ifindex)?;
         }
     }
-    let known = maps.port_indices()?;
-    for ifindex in known.into_iter().filter(|known| wanted.iter().all(|(wanted, _)| wanted.index != *known)) {
-        if let Some(port) = maps.port(ifindex)? {
-            restore_forwarding(ifindex, port)?;
-        }
-        maps.remove_port(ifindex)?;
-    }
+    gone.iter().try_for_each(LinkPin::remove)?;
     // Last: without the program, an interface that forwards would let private addresses out.
     for (interface, _) in wanted {
-        Forwarding::of(&interface.name).set(true)?;
+        sysctls::prepare(&interface.name)?;
+        sysctls::forward(&interface.name)?;
     }
     let port =
         |(interface, role): &(&Interface, Role)| Port { name: interface.name.clone(), role: *role, mode };
     Ok(wanted.iter().map(port).collect())
 }
 
-/// Attaches the program to all interfaces in the same mode: what native XDP redirects to an interface whose driver
-/// knows none of it is lost without a word.
-fn attach_all(
+/// Attaches the program to interfaces that do not have it yet, all in one mode: what native XDP redirects to an
+/// interface whose driver knows none of it is lost without a word.
+fn add(
     program: &mut Xdp,
+    maps: &mut Maps,
     config: &config::Datapath,
-    wanted: &[(&Interface, Role)],
+    standing: &[LinkPin],
+    new: &[(&Interface, Role)],
 ) -> anyhow::Result<Mode> {
-    let all = |program: &mut Xdp, mode| {
-        wanted
-            .iter()
-            .try_for_each(|(interface, _)| attach_one(program, &config.pin_path, interface, mode))?;
+    // Every port is known before the program sees its first packet.
+    for (interface, role) in new {
+        describe(maps, interface, *role)?;
+    }
+    let mut all = |mode| {
+        new.iter().try_for_each(|(interface, _)| attach_link(program, interface, &config.pin_path, mode))?;
         Ok(mode)
     };
-    match config.mode {
-        config::Mode::Native => all(program, Mode::Native),
-        config::Mode::Generic => all(program, Mode::Generic),
-        config::Mode::Auto => {
-            // What an earlier start found out still holds, and trying anew would interrupt the traffic.
-            if LinkPin::all(&config.pin_path)?.iter().any(|link| link.mode == Mode::Generic) {
-                return all(program, Mode::Generic);
-            }
-            all(program, Mode::Native).or_else(|native| {
-                let mode = all(program, Mode::Generic)?;
+    match (config.mode, standing.first().map(|link| link.mode)) {
+        (config::Mode::Native, Some(Mode::Generic)) | (config::Mode::Generic, Some(Mode::Native)) => {
+            let what = "the running datapath has the other one; run `eipnat unload` first, or set \"auto\"";
+            Err(KeyError::new("datapath.mode", what).into())
+        }
+        (_, Some(mode)) => all(mode),
+        (config::Mode::Native, None) => all(Mode::Native),
+        (config::Mode::Generic, None) => all(Mode::Generic),
+        (config::Mode::Auto, None) => match all(Mode::Native) {
+            Err(native) if native.is::<KeyError>() => {
+                remove_links(&config.pin_path, new)?;
+                let mode = all(Mode::Generic)?;
                 warn!("generic XDP on all interfaces, which is slower: {native:#}");
                 Ok(mode)
-            })
-        }
+            }
+            outcome => outcome,
+        },
     }
+}
+
+/// Undoes [`add`].
+fn take_back(maps: &mut Maps, pin_path: &Path, new: &[(&Interface, Role)]) -> anyhow::Result<()> {
+    remove_links(pin_path, new)?;
+    new.iter().try_for_each(|(interface, _)| maps.remove_port(interface.index))
+}
+
+fn remove_links(pin_path: &Path, of: &[(&Interface, Role)]) -> anyhow::Result<()> {
+    let links = LinkPin::all(pin_path)?;
+    links
+        .iter()
+        .filter(|link| of.iter().any(|(of, _)| of.index == link.ifindex))
+        .try_for_each(LinkPin::remove)
 }
 
 /// Tells the program of an interface.
 fn describe(maps: &mut Maps, interface: &Interface, role: Role) -> anyhow::Result<()> {
-    let forwarding_before = match maps.port(interface.index)? {
-        Some(port) => port.forwarding_before,
-        None => u8::from(Forwarding::of(&interface.name).is_on()?),
+    let sysctls_before = match maps.port(interface.index)? {
+        Some(port) => port.sysctls_before,
+        None => sysctls::of(&interface.name)?,
     };
     let role = match role {
         Role::Uplink => abi::Port::UPLINK,
@@ -146,23 +175,21 @@ fn describe(maps: &mut Maps, interface: &Interface, role: Role) -> anyhow::Resul
         Role::Both => abi::Port::UPLINK | abi::Port::DOWNLINK,
     };
     let mac = interface.mac.context("an interface without a MAC address")?;
-    maps.insert_port(interface.index, abi::Port { role, forwarding_before, mac, tenant: 0 })
+    let port = abi::Port { role, sysctls_before, mac, padding: [0; 2], tenant: 0 };
+    maps.insert_port(interface.index, port)
 }
 
-/// Attaches the program to one interface, or replaces the one on the link that stands there.
-fn attach_one(program: &mut Xdp, pin_path: &Path, interface: &Interface, mode: Mode) -> anyhow::Result<()> {
-    for pin in LinkPin::all(pin_path)?.iter().filter(|pin| pin.ifindex == interface.index) {
-        if pin.mode == mode && replace(program, pin).is_ok() {
-            return Ok(());
-        }
-        // Another mode is wanted, or the interface was deleted and made anew under the link.
-        pin.remove()?;
+/// Undoes what was done to an interface, except for the program on it.
+fn forget(maps: &mut Maps, ifindex: u32) -> anyhow::Result<()> {
+    if let Some(port) = maps.port(ifindex)? {
+        restore(&Interface::all()?, ifindex, port)?;
     }
-    attach_link(program, interface, pin_path, mode)
+    maps.remove_port(ifindex)
 }
 
 /// Replaces the program on a link atomically.
 fn replace(program: &mut Xdp, pin: &LinkPin) -> anyhow::Result<()> {
+    debug!("replacing the program on interface {}", pin.ifindex);
     let link = XdpLink::try_from(FdLink::from(PinnedLink::from_pin(&pin.path)?))?;
     let id = program.attach_to_link(link)?;
     // The pin keeps it; this handle is not needed.
@@ -212,25 +239,39 @@ fn attach_error(error: ProgramError, name: &str, mode: Mode) -> anyhow::Error {
 /// Takes the program off all interfaces, and puts their sysctls back.
 pub(super) fn detach_all(pin_path: &Path) -> anyhow::Result<()> {
     // First the sysctls: without the program, an interface that forwards would let private addresses out.
+    let restored = restore_all(pin_path);
+    LinkPin::all(pin_path)?.iter().try_for_each(LinkPin::remove)?;
+    restored
+}
+
+fn restore_all(pin_path: &Path) -> anyhow::Result<()> {
     let pin = pin_path.join(map::PORTS);
     if pin.exists() {
         let ports: HashMap<_, u32, [u8; size_of::<abi::Port>()]> = Map::HashMap(MapData::from_pin(pin)?)
             .try_into()
             .context("the pinned map PORTS has another type")?;
+        let interfaces = Interface::all()?;
         for entry in &ports {
             let (ifindex, port) = entry?;
-            restore_forwarding(ifindex, bytemuck::cast(port))?;
+            restore(&interfaces, ifindex, bytemuck::cast(port))?;
         }
     }
-    LinkPin::all(pin_path)?.iter().try_for_each(LinkPin::remove)
+    if let Some(node) = object::pinned_node(pin_path)?.filter(object::is_complete) {
+        sysctls::set_all_send_redirects(node.all_send_redirects_before)?;
+    }
+    Ok(())
 }
 
-fn restore_forwarding(ifindex: u32, port: abi::Port) -> anyhow::Result<()> {
-    // An interface that is gone has no sysctl to put back.
-    match if_indextoname(ifindex) {
-        Ok(name) if port.forwarding_before == 0 => {
-            Forwarding::of(name.to_str().context("an interface name that is not UTF-8")?).set(false)
+fn restore(interfaces: &[Interface], ifindex: u32, port: abi::Port) -> anyhow::Result<()> {
+    match interfaces.iter().find(|interface| interface.index == ifindex) {
+        Some(interface) if interface.mac == Some(port.mac) => {
+            sysctls::restore(&interface.name, port.sysctls_before)
         }
-        _ => Ok(()),
+        // One with this index in another network namespace, or after its MAC address was changed.
+        Some(interface) => {
+            warn!("{} is not the interface that it was; its sysctls stay", interface.name);
+            Ok(())
+        }
+        None => Ok(()),
     }
 }
