@@ -28,6 +28,8 @@ const MISTAKES: &[Mistake] = &[
     ("max_bindings = 1024", "max_bindings = \"many\"", "datapath.max_bindings"),
     ("203.0.113.0/24\"]", "203.0.113.0/24\", \"203.0.113.128/25\"]", "pool[0].cidrs"),
     ("203.0.113.0/24\"]", "203.0.113.0/33\"]", "pool[0].cidrs"),
+    // It holds the node's own address.
+    ("203.0.113.0/24\"]", "198.51.100.0/24\"]", "pool[0].cidrs"),
     ("203.0.113.0/24\"]", "203.0.113.5/24\"]", "pool[0].cidrs"),
     ("reuse_delay = \"60s\"", "reuse_delay = \"soon\"", "pool[0].reuse_delay"),
     ("name = \"default\"", "name = \"De Fault\"", "pool[0].name"),

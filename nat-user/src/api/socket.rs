@@ -49,6 +49,10 @@ impl Claim {
         }
         let group = api.group.as_deref().map(config::group_id).transpose()?;
         let place = Place::take(&path)?;
+        if UnixStream::connect(&path).is_ok() {
+            let what = format!("another program serves {}; end it or write another path", path.display());
+            return Err(KeyError::new("api.socket", what).into());
+        }
         let socket = make(&path).with_context(|| format!("cannot make {}", path.display()))?;
         let claim = Self { path, socket, _place: place };
         // Nobody can connect before listen(), so no moment has the wrong permissions.
@@ -102,9 +106,6 @@ impl Drop for Place {
 }
 
 fn make(path: &Path) -> io::Result<OwnedFd> {
-    if UnixStream::connect(path).is_ok() {
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another program serves it"));
-    }
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
