@@ -204,6 +204,8 @@ fn payloads() -> impl Strategy<Value = Vec<u8>> {
         // Around the MTU of 1500 bytes.
         1 => 1470usize..1500,
         1 => 1000usize..2600,
+        // In more than one buffer.
+        1 => prop_oneof![9 => Just(50usize), 1 => 3000usize..9000],
     ];
     let icmp_type = select(vec![0u8, 8, 13, 14, 3, 11, 12, 4, 5, 255]);
     (length, any::<[u8; 24]>(), icmp_type, any::<u8>()).prop_map(|(length, head, icmp_type, fill)| {
@@ -364,6 +366,8 @@ fn errors() -> impl Strategy<Value = (Link, Packet)> {
 struct Framing {
     destination: Option<[u8; 6]>,
     ethertype: u16,
+    /// A VLAN tag's type and value.
+    tag: Option<(u16, u16)>,
     padding: usize,
     cut: usize,
     /// Whether the header's checksum comes out as zero, and is written as 0xffff.
@@ -378,12 +382,16 @@ prop_compose! {
             20 => Just(None), 1 => Just(Some([0xff; 6])), 1 => Just(Some([2, 9, 9, 9, 9, 9])), 1 => Just(Some([1, 0, 0x5e, 0, 0, 1])),
         ],
         ethertype in prop_oneof![40 => Just(0x0800u16), 1 => Just(0x86dd), 1 => Just(0x8100), 1 => any::<u16>()],
+        tag in prop_oneof![
+            40 => Just(None),
+            1 => (select(vec![0x8100u16, 0x88a8]), select(vec![0u16, 0xe000, 1, 0x0fff])).prop_map(Some),
+        ],
         padding in prop_oneof![3 => Just(0usize), 1 => 1usize..40],
         cut in prop_oneof![20 => Just(0usize), 1 => 0usize..60],
         ones in prop::bool::weighted(0.05),
         mend in prop::bool::weighted(0.8),
     ) -> Framing {
-        Framing { destination, ethertype, padding, cut, ones, mend }
+        Framing { destination, ethertype, tag, padding, cut, ones, mend }
     }
 }
 
@@ -414,6 +422,9 @@ impl Framing {
             ether_type: etherparse::EtherType(self.ethertype),
         };
         let mut frame = [&header.to_bytes()[..], &bytes].concat();
+        if let Some((kind, value)) = self.tag {
+            frame.splice(12..12, [kind.to_be_bytes(), value.to_be_bytes()].concat());
+        }
         frame.resize(frame.len() + self.padding, 0xee);
         // The kernel takes no frame without an Ethernet header.
         frame.truncate((frame.len().saturating_sub(self.cut)).max(14));

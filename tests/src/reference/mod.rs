@@ -21,8 +21,18 @@ pub fn expected(on: Link, frame: &[u8]) -> Expect {
     let Ok((ethernet, behind)) = Ethernet2Header::from_slice(frame) else {
         return Expect::Drop(Reject::FrameTruncated);
     };
-    if ethernet.ether_type != EtherType::IPV4 || ethernet.destination[0] & 1 == 1 {
+    if ethernet.destination[0] & 1 == 1 {
         return Expect::Pass;
+    }
+    match ethernet.ether_type {
+        EtherType::IPV4 => {}
+        // The kernel would look behind a tag that names no VLAN.
+        EtherType::VLAN_TAGGED_FRAME | EtherType::PROVIDER_BRIDGING => match behind {
+            [high, low, ..] if (high & 15, low) == (0, &0) => return Expect::Drop(Reject::PriorityTag),
+            [_, _, ..] => return Expect::Pass,
+            _ => return Expect::Drop(Reject::FrameTruncated),
+        },
+        _ => return Expect::Pass,
     }
     let packet = match Datagram::read(behind).and_then(|packet| admit(on, packet)) {
         Ok(packet) => packet,
@@ -55,7 +65,7 @@ fn admit(on: Link, packet: Datagram) -> Result<Datagram, Reject> {
     if impossible(packet.destination()) {
         return Err(Reject::DestinationMartian);
     }
-    if on.faces_internet() && public(packet.source()).is_some() {
+    if on.faces_internet() && world::is_pooled(packet.source()) {
         return Err(Reject::SpoofedSource);
     }
     Ok(packet)
@@ -122,17 +132,20 @@ fn carry(on: Link, ethernet: &Ethernet2Header, packet: &Datagram) -> Result<Carr
 
     let header = &packet.header;
     let way = world::way(destination, header.total_len);
-    let (leaves, by) = match way {
+    let leaves = match way {
         Way::NotForwarded | Way::Forbidden => return Err(Reject::NoRoute),
         Way::TooBig if header.dont_fragment => return Err(Reject::MtuExceeded),
-        Way::TooBig => (Leaves::Punted(Punt::Fragment), None),
-        Way::Unresolved(link) => (Leaves::Punted(Punt::Neighbour), Some(link)),
-        Way::Via(link, mac) => (Leaves::By { source: link.mac(), destination: mac }, Some(link)),
+        Way::TooBig => Leaves::Punted(Punt::Fragment),
+        Way::Unresolved(_) => Leaves::Punted(Punt::Neighbour),
+        Way::Via(link, mac) => Leaves::By { source: link.mac(), destination: mac },
     };
     if header.time_to_live < 2 {
         return Err(Reject::TtlExpired);
     }
-    if by.is_some_and(|link| if receiver.is_some() { !link.faces_vms() } else { !link.faces_internet() }) {
+    // A wrong route must not carry private addresses outside, nor back in what is to leave.
+    if let Way::Via(by, _) | Way::Unresolved(by) = world::way(destination, 0)
+        && !(if receiver.is_some() { by.faces_vms() } else { by.faces_internet() })
+    {
         return Err(Reject::WrongEgress);
     }
     let charges = [sender.map(|(meter, _)| Charge::Out(meter)), receiver.map(|(meter, _)| Charge::In(meter))];
