@@ -36,9 +36,6 @@ const CHECKS: &[Check] = &[
     Check { name: "documentation (rustdoc)", run: doc },
 ];
 
-/// What the tests in the virtual machine are called in the report.
-const KERNEL_TESTS: &str = "tests on Linux 6.1 (qemu)";
-
 /// Sets up, runs every check and test whether or not those before it failed, and prints how each came out. With
 /// arguments for the test programs, such as a filter, the checks are left out. Says whether all is well.
 ///
@@ -56,7 +53,7 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<bool> {
     }
     report.add("tests (cargo test)", || tests(arguments));
     if arguments.is_empty() {
-        report.add(KERNEL_TESTS, || kernel::run(Kernel::Debian12));
+        report.add(Kernel::Debian12.title(), || kernel::run(Kernel::Debian12));
     }
     print!("{report}");
     Ok(report.is_good())
@@ -69,7 +66,7 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<bool> {
 pub(crate) fn run_on(kernel: Kernel) -> anyhow::Result<bool> {
     setup::run(Profile::Test)?;
     let mut report = Report::default();
-    report.add(KERNEL_TESTS, || match kernel::run(kernel)? {
+    report.add(kernel.title(), || match kernel::run(kernel)? {
         // They are all that was asked for.
         Outcome::Skipped(why) => Ok(Outcome::Failed(why)),
         outcome => Ok(outcome),

@@ -28,6 +28,13 @@ pub(crate) enum Kernel {
 }
 
 impl Kernel {
+    /// What the tests on it are called in the report.
+    pub(crate) const fn title(self) -> &'static str {
+        match self {
+            Self::Debian12 => "tests on Linux 6.1 (qemu)",
+        }
+    }
+
     /// The versions that Debian calls this kernel begin so.
     const fn series(self) -> &'static str {
         match self {
