@@ -3,6 +3,7 @@
 
 mod bpffs;
 mod interfaces;
+mod log;
 mod maps;
 mod object;
 mod ports;
@@ -11,10 +12,10 @@ mod sysctls;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
+use ::log::debug;
 use anyhow::{Context as _, bail};
 use aya::util::KernelVersion;
 use aya_log::EbpfLogger;
-use log::{Log, debug};
 use nat_common::abi::{ABI_VERSION, MAX_POOL_CIDRS, Meter, Node};
 use rustix::thread::{CapabilitySet, MembarrierCommand, capabilities, membarrier, membarrier_query};
 
@@ -29,7 +30,7 @@ use crate::model::PoolSpec;
 const OLDEST_KERNEL: (u8, u8) = (6, 1);
 
 /// The logger that carries the program's log into the daemon's.
-pub type ProgramLogger = EbpfLogger<&'static dyn Log>;
+pub type ProgramLogger = EbpfLogger<log::Names>;
 
 /// The XDP program on the node's interfaces, with its maps.
 pub struct XdpDataplane {

@@ -13,6 +13,7 @@ use log::{Level, log_enabled, warn};
 use nat_common::abi::{ABI_VERSION, Node, map};
 
 use super::ProgramLogger;
+use super::log::Names;
 use crate::config::{self, KeyError};
 
 /// The XDP program, compiled by the build script.
@@ -135,5 +136,7 @@ fn map_error(error: EbpfError, config: &config::Datapath) -> anyhow::Error {
 /// The way of the program's log to the daemon's.
 pub(super) fn logger(ebpf: &mut Ebpf) -> Option<ProgramLogger> {
     // Packets do not depend on it.
-    EbpfLogger::init(ebpf).inspect_err(|error| warn!("the XDP program's log cannot be read: {error}")).ok()
+    EbpfLogger::init_with_logger(ebpf, Names)
+        .inspect_err(|error| warn!("the XDP program's log cannot be read: {error}"))
+        .ok()
 }
