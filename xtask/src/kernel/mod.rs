@@ -91,12 +91,14 @@ pub(crate) fn run(kernel: Kernel) -> anyhow::Result<Outcome> {
     })
 }
 
-/// Builds what `cargo test` would, and returns the executables that are wanted here, by their names.
+/// Builds the test programs of [`SUITES`], just as `cargo test` would, and returns them and the daemon by their names.
 fn build() -> anyhow::Result<Vec<(&'static str, PathBuf)>> {
     let mut command = cargo();
     command
         .current_dir(root()?)
         .args(["test", "--workspace", "--locked", "--no-run", "--message-format=json-render-diagnostics"])
+        // Cargo builds the programs of their package along with them, among these the daemon.
+        .args(SUITES.iter().flat_map(|suite| ["--test", suite.program]))
         .stdin(Stdio::null())
         .stderr(Stdio::inherit());
     let output = command.output().context("cannot start cargo")?;
