@@ -1,5 +1,7 @@
 //! The network-namespace lab and the packet fixtures: what the tests and the demonstration build on.
 
+#[cfg(feature = "lab")]
+pub mod differential;
 pub mod fixtures;
 #[cfg(feature = "lab")]
 pub mod lab;

@@ -176,7 +176,7 @@ impl Checksum {
 
 prop_compose! {
     fn contents()(
-        protocol in prop_oneof![4 => Just(6u8), 4 => Just(17), 3 => Just(1), 1 => Just(33), 1 => Just(136), 1 => any::<u8>()],
+        protocol in prop_oneof![4 => Just(6u8), 4 => Just(17), 3 => Just(1), 1 => Just(33), 1 => Just(136), 1 => select(vec![51u8, 50, 47, 4, 58, 132]), 1 => any::<u8>()],
         payload in payloads(),
         checksum in prop_oneof![
             6 => Just(Checksum::Right),
@@ -272,6 +272,30 @@ impl Contents {
         )
     }
 
+    /// A packet that connection tracking takes for a flow of its own, and the same as it may come back in a quote.
+    fn tracked(mut self, tag: u16) -> (Self, Self) {
+        let long = self.payload.len().max(20);
+        self.payload.resize(long, 0x5a);
+        let length = u16::try_from(long).expect("short");
+        match self.protocol {
+            // An echo request. Without ports, all packets between two hosts are one flow.
+            1 => self.payload[..6].copy_from_slice(&[[8, 0], [0, 0], tag.to_be_bytes()].concat()),
+            // A SYN without options.
+            6 => {
+                self.payload[..4].copy_from_slice(&[tag.to_be_bytes(), [0, 80]].concat());
+                self.payload[12..14].copy_from_slice(&[0x50, 2]);
+            }
+            17 => {
+                self.payload[..6]
+                    .copy_from_slice(&[tag.to_be_bytes(), [0, 80], length.to_be_bytes()].concat());
+            }
+            _ => self.protocol = 253,
+        }
+        let plain =
+            Self { checksum: Checksum::Right, options: Vec::new(), ttl: 64, fragment: 0, ..self.clone() };
+        (plain, self)
+    }
+
     /// Of a packet that is quoted, the bytes.
     fn quoted(&self, source: Ipv4Addr, destination: Ipv4Addr, length: usize) -> Vec<u8> {
         let mut bytes = self.packet(source, destination).bytes();
@@ -359,6 +383,45 @@ fn errors() -> impl Strategy<Value = (Link, Packet)> {
         let quoted = contents.quoted(from, quoted, complaint.length);
         (on, complaint.packet(router, to, quoted))
     })
+}
+
+/// A flow between addresses that are bound, and an ICMP error about it.
+#[derive(Clone, Debug)]
+pub struct Complained {
+    /// The flow's first packet.
+    pub opening: Case,
+    /// The error that quotes it, as it was translated.
+    pub error: Case,
+}
+
+/// Flows with their errors; those with different `tag`s are different flows.
+pub fn complained(tag: u16) -> impl Strategy<Value = Complained> {
+    let vm = || select(vec![VM1, VM2, NEUTRAL]);
+    let far = || select(vec![X, ROUTER]);
+    (vm(), vm(), far(), far(), contents(), complaint(), 0..5).prop_map(
+        move |(vm, other, far, router, contents, mut complaint, kind)| {
+            let (opening, quoted) = contents.tracked(tag);
+            if complaint.extension.is_some() {
+                // Padding in place of ports would name another flow.
+                complaint.length = complaint.length.max(68);
+            }
+            let (e, p) = (vm.public_ip, vm.private_ip);
+            let case = |on: Link, packet: &Packet| Case { on, frame: packet.frame(GATEWAY_MAC, on.mac()) };
+            let error = |on, from, to, source, destination| {
+                case(on, &complaint.packet(from, to, quoted.quoted(source, destination, complaint.length)))
+            };
+            let (opening, error) = match kind {
+                0 | 1 => (case(Link::Down, &opening.packet(p, far)), error(Link::Up, router, e, e, far)),
+                2 => (case(Link::Up, &opening.packet(far, e)), error(Link::Down, p, far, far, p)),
+                3 => (case(Link::Up, &opening.packet(far, e)), error(Link::Down, INNER_ROUTER, far, far, p)),
+                _ => (
+                    case(Link::Down, &opening.packet(p, other.public_ip)),
+                    error(Link::Down, other.private_ip, e, e, other.private_ip),
+                ),
+            };
+            Complained { opening, error }
+        },
+    )
 }
 
 /// How a packet comes in its frame.
