@@ -81,7 +81,7 @@ pub fn translate(data: &[u8]) {
     let Some((ip, transport)) = parsed(&mut after) else { return };
     translate::readdress(after.as_mut_slice(), &ip, &transport, new, quoted).expect("it has been parsed");
 
-    let mut may_change = vec![ip.at + 10..ip.at + 20];
+    let mut may_change = Vec::from([ip.at + 10..ip.at + 20]);
     check_header(&after, &ip, new);
     match &transport {
         Transport::Opaque => {}

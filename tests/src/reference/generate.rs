@@ -1,13 +1,17 @@
 //! Frames that come by the interfaces of the world: whole, plausible, nasty and broken ones.
 
+mod contents;
+mod framing;
+
 use std::net::Ipv4Addr;
 
-use etherparse::IpNumber;
 use proptest::prelude::*;
-use proptest::sample::{Index, select};
+use proptest::sample::select;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
+use self::contents::contents;
+use self::framing::{framing, mutations};
 use crate::fixtures::Packet;
 use crate::fixtures::world::{
     BINDINGS, BLACKHOLE, GATEWAY, GATEWAY_MAC, INNER_ROUTER, LOST, Link, NEUTRAL, OTHER_PRIVATE, ROUTER,
@@ -31,6 +35,9 @@ impl std::fmt::Debug for Case {
 }
 
 /// An endless, repeatable stream of cases for those who have no use for shrinking.
+///
+/// # Panics
+/// If the strategy filters out too much.
 pub fn stream<T>(seed: u64, strategy: impl Strategy<Value = T>) -> impl Iterator<Item = T> {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
@@ -131,177 +138,6 @@ fn any_ends() -> impl Strategy<Value = (Link, Ipv4Addr, Ipv4Addr)> {
         1 => (plain_ends(), any_end()).prop_map(|((on, _, destination), source)| (on, source, destination)),
         1 => (plain_ends(), any_end()).prop_map(|((on, source, _), destination)| (on, source, destination)),
     ]
-}
-
-/// A packet but for its addresses.
-#[derive(Clone, Debug)]
-struct Contents {
-    protocol: u8,
-    payload: Vec<u8>,
-    checksum: Checksum,
-    options: Vec<u8>,
-    ttl: u8,
-    /// Flags and fragment offset.
-    fragment: u16,
-    tos: u8,
-    identification: u16,
-}
-
-/// What stands in a transport's checksum field.
-#[derive(Clone, Debug)]
-enum Checksum {
-    Right,
-    Value(u16),
-    /// A value that a translation of that binding turns into zero, or from zero.
-    Edge(usize, bool),
-}
-
-impl Checksum {
-    fn value(&self) -> Option<u16> {
-        let sum = |address: Ipv4Addr| {
-            let [a, b, c, d] = address.octets();
-            u32::from(u16::from_be_bytes([a, b])) + u32::from(u16::from_be_bytes([c, d]))
-        };
-        match *self {
-            Self::Right => None,
-            Self::Value(value) => Some(value),
-            Self::Edge(binding, sign) => {
-                let (a, b) = (sum(BINDINGS[binding].public_ip), sum(BINDINGS[binding].private_ip));
-                let (a, b) = if sign { (a, b) } else { (b, a) };
-                u16::try_from((a + 2 * 0xffff - b) % 0xffff).ok()
-            }
-        }
-    }
-}
-
-prop_compose! {
-    fn contents()(
-        protocol in prop_oneof![4 => Just(6u8), 4 => Just(17), 3 => Just(1), 1 => Just(33), 1 => Just(136), 1 => select(vec![51u8, 50, 47, 4, 58, 132]), 1 => any::<u8>()],
-        payload in payloads(),
-        checksum in prop_oneof![
-            6 => Just(Checksum::Right),
-            1 => Just(Checksum::Value(0)),
-            1 => Just(Checksum::Value(0xffff)),
-            1 => any::<u16>().prop_map(Checksum::Value),
-            1 => (0..BINDINGS.len(), any::<bool>()).prop_map(|(binding, sign)| Checksum::Edge(binding, sign)),
-        ],
-        options in options(),
-        ttl in prop_oneof![6 => Just(64u8), 1 => Just(255), 1 => Just(2), 1 => Just(1), 1 => Just(0), 1 => any::<u8>()],
-        fragment in prop_oneof![
-            8 => Just(0u16), 2 => Just(0x4000), 2 => Just(0x2000), 1 => Just(1), 1 => Just(0x2002), 1 => Just(0x8000), 1 => any::<u16>(),
-        ],
-        tos: u8,
-        identification: u16,
-    ) -> Contents {
-        Contents { protocol, payload, checksum, options, ttl, fragment, tos, identification }
-    }
-}
-
-fn payloads() -> impl Strategy<Value = Vec<u8>> {
-    let length = prop_oneof![
-        2 => 0usize..24,
-        8 => 20usize..100,
-        // Around the MTU of 1500 bytes.
-        1 => 1470usize..1500,
-        1 => 1000usize..2600,
-        // In more than one buffer.
-        1 => prop_oneof![9 => Just(50usize), 1 => 3000usize..9000],
-    ];
-    let icmp_type = select(vec![0u8, 8, 13, 14, 3, 11, 12, 4, 5, 255]);
-    (length, any::<[u8; 24]>(), icmp_type, any::<u8>()).prop_map(|(length, head, icmp_type, fill)| {
-        let mut payload = vec![fill; length];
-        let head_len = length.min(head.len());
-        payload[..head_len].copy_from_slice(&head[..head_len]);
-        if fill & 1 == 0 && length > 0 {
-            payload[0] = icmp_type;
-        }
-        payload
-    })
-}
-
-fn options() -> impl Strategy<Value = Vec<u8>> {
-    let listed: Vec<Vec<u8>> = vec![
-        vec![0x94, 4, 0, 0],
-        vec![1, 1, 1, 1],
-        [&[7, 39, 4][..], &[0; 37]].concat(),
-        vec![0x83, 7, 4, 1, 2, 3, 4, 0],
-        vec![1, 0x89, 7, 4, 1, 2, 3, 4],
-        vec![0, 0x83, 7, 4],
-        vec![7, 3, 4],
-        vec![68, 1, 0, 0],
-        vec![1, 1, 1, 7],
-        vec![7, 5, 4, 0],
-    ];
-    let padded = |mut options: Vec<u8>| {
-        options.resize(options.len().next_multiple_of(4), 0);
-        options
-    };
-    prop_oneof![
-        8 => Just(Vec::new()),
-        3 => select(listed).prop_map(padded),
-        1 => prop::collection::vec(prop_oneof![Just(0u8), Just(1), Just(2), Just(7), any::<u8>()], 1..=40).prop_map(padded),
-    ]
-}
-
-impl Contents {
-    fn packet(&self, source: Ipv4Addr, destination: Ipv4Addr) -> Packet {
-        let protocol = IpNumber(self.protocol);
-        let offset = match self.protocol {
-            1 => Some(2),
-            6 => Some(16),
-            17 | 33 | 136 => Some(6),
-            _ => None,
-        };
-        let offset = offset.filter(|offset| offset + 2 <= self.payload.len());
-        let mut packet = match offset {
-            Some(2) => Packet::icmp(source, destination, self.payload.clone()),
-            Some(offset) => Packet::covered(protocol, offset, source, destination, self.payload.clone()),
-            None => Packet::new(protocol, source, destination, self.payload.clone()),
-        };
-        if let (Some(offset), Some(value)) = (offset, self.checksum.value()) {
-            packet.payload[offset..offset + 2].copy_from_slice(&value.to_be_bytes());
-        }
-        packet.fragment(self.fragment & 0x1fff, self.fragment & 0x2000 != 0).options(&self.options).with(
-            |ip| {
-                ip.dont_fragment = self.fragment & 0x4000 != 0;
-                ip.time_to_live = self.ttl;
-                ip.identification = self.identification;
-                ip.dscp = (self.tos >> 2).try_into().expect("6 bits");
-                ip.ecn = (self.tos & 3).try_into().expect("2 bits");
-            },
-        )
-    }
-
-    /// A packet that connection tracking takes for a flow of its own, and the same as it may come back in a quote.
-    fn tracked(mut self, tag: u16) -> (Self, Self) {
-        let long = self.payload.len().max(20);
-        self.payload.resize(long, 0x5a);
-        let length = u16::try_from(long).expect("short");
-        match self.protocol {
-            // An echo request. Without ports, all packets between two hosts are one flow.
-            1 => self.payload[..6].copy_from_slice(&[[8, 0], [0, 0], tag.to_be_bytes()].concat()),
-            // A SYN without options.
-            6 => {
-                self.payload[..4].copy_from_slice(&[tag.to_be_bytes(), [0, 80]].concat());
-                self.payload[12..14].copy_from_slice(&[0x50, 2]);
-            }
-            17 => {
-                self.payload[..6]
-                    .copy_from_slice(&[tag.to_be_bytes(), [0, 80], length.to_be_bytes()].concat());
-            }
-            _ => self.protocol = 253,
-        }
-        let plain =
-            Self { checksum: Checksum::Right, options: Vec::new(), ttl: 64, fragment: 0, ..self.clone() };
-        (plain, self)
-    }
-
-    /// Of a packet that is quoted, the bytes.
-    fn quoted(&self, source: Ipv4Addr, destination: Ipv4Addr, length: usize) -> Vec<u8> {
-        let mut bytes = self.packet(source, destination).bytes();
-        bytes.truncate(length);
-        bytes
-    }
 }
 
 fn datagrams() -> impl Strategy<Value = (Link, Packet)> {
@@ -422,101 +258,4 @@ pub fn complained(tag: u16) -> impl Strategy<Value = Complained> {
             Complained { opening, error }
         },
     )
-}
-
-/// How a packet comes in its frame.
-#[derive(Clone, Debug)]
-struct Framing {
-    destination: Option<[u8; 6]>,
-    ethertype: u16,
-    /// A VLAN tag's type and value.
-    tag: Option<(u16, u16)>,
-    padding: usize,
-    cut: usize,
-    /// Whether the header's checksum comes out as zero, and is written as 0xffff.
-    ones: bool,
-    /// Whether a mutated packet gets its header checksum, and an ICMP message its own, computed again.
-    mend: bool,
-}
-
-prop_compose! {
-    fn framing()(
-        destination in prop_oneof![
-            20 => Just(None), 1 => Just(Some([0xff; 6])), 1 => Just(Some([2, 9, 9, 9, 9, 9])), 1 => Just(Some([1, 0, 0x5e, 0, 0, 1])),
-        ],
-        ethertype in prop_oneof![40 => Just(0x0800u16), 1 => Just(0x86dd), 1 => Just(0x8100), 1 => any::<u16>()],
-        tag in prop_oneof![
-            40 => Just(None),
-            1 => (select(vec![0x8100u16, 0x88a8]), select(vec![0u16, 0xe000, 1, 0x0fff])).prop_map(Some),
-        ],
-        padding in prop_oneof![3 => Just(0usize), 1 => 1usize..40],
-        cut in prop_oneof![20 => Just(0usize), 1 => 0usize..60],
-        ones in prop::bool::weighted(0.05),
-        mend in prop::bool::weighted(0.8),
-    ) -> Framing {
-        Framing { destination, ethertype, tag, padding, cut, ones, mend }
-    }
-}
-
-fn mutations() -> impl Strategy<Value = Vec<(Index, u8)>> {
-    prop::collection::vec((any::<Index>(), any::<u8>()), 1..4)
-}
-
-impl Framing {
-    fn apply(&self, on: Link, packet: &Packet, mutations: &[(Index, u8)]) -> Case {
-        let mut bytes = packet.bytes();
-        for (index, flip) in mutations {
-            // Most of what matters stands in front.
-            let reach = if flip & 1 == 0 { bytes.len() } else { bytes.len().min(64) };
-            bytes[index.index(reach)] ^= flip;
-        }
-        if self.mend && !mutations.is_empty() {
-            mend(&mut bytes);
-        }
-        if self.ones && bytes.len() >= 20 {
-            bytes[4..6].fill(0);
-            mend(&mut bytes);
-            bytes.copy_within(10..12, 4);
-            bytes[10..12].fill(0xff);
-        }
-        let header = etherparse::Ethernet2Header {
-            source: GATEWAY_MAC,
-            destination: self.destination.unwrap_or(on.mac()),
-            ether_type: etherparse::EtherType(self.ethertype),
-        };
-        let mut frame = [&header.to_bytes()[..], &bytes].concat();
-        if let Some((kind, value)) = self.tag {
-            frame.splice(12..12, [kind.to_be_bytes(), value.to_be_bytes()].concat());
-        }
-        frame.resize(frame.len() + self.padding, 0xee);
-        // The kernel takes no frame without an Ethernet header.
-        frame.truncate((frame.len().saturating_sub(self.cut)).max(14));
-        Case { on, frame }
-    }
-}
-
-/// Computes the checksums of the IPv4 header and of an ICMP message again, as far as lengths allow.
-fn mend(bytes: &mut [u8]) {
-    let sum = |bytes: &[u8]| {
-        etherparse::checksum::Sum16BitWords::new().add_slice(bytes).ones_complement().to_be().to_be_bytes()
-    };
-    let header_len = usize::from(bytes[0] & 15) * 4;
-    let total = usize::from(u16::from_be_bytes([bytes[2], bytes[3]])).min(bytes.len());
-    if header_len < 20 || header_len > bytes.len() {
-        return;
-    }
-    bytes[10..12].fill(0);
-    let checksum = sum(&bytes[..header_len]);
-    bytes[10..12].copy_from_slice(&checksum);
-    if bytes[9] != 1 || total < header_len + 8 {
-        return;
-    }
-    if total >= header_len + 28 && usize::from(bytes[header_len + 8] & 15) == 5 {
-        bytes[header_len + 18..header_len + 20].fill(0);
-        let checksum = sum(&bytes[header_len + 8..header_len + 28]);
-        bytes[header_len + 18..header_len + 20].copy_from_slice(&checksum);
-    }
-    bytes[header_len + 2..header_len + 4].fill(0);
-    let checksum = sum(&bytes[header_len..total]);
-    bytes[header_len + 2..header_len + 4].copy_from_slice(&checksum);
 }
