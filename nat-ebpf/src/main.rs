@@ -7,6 +7,12 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 #![expect(unsafe_code, reason = "packet memory, BPF maps and helpers are raw pointers")]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "offsets and sizes of a packet are small, and BPF's usize has 64 bits"
+)]
+#![expect(clippy::needless_pass_by_value, reason = "the entry point's signature is aya's")]
 
 mod frame;
 mod maps;
@@ -46,7 +52,7 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// bpf_fib_lookup and others are only for programs under a GPL-compatible licence.
+/// `bpf_fib_lookup` and others are only for programs under a GPL-compatible licence.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -15,7 +15,7 @@ use nat_common::verdict::Egress;
 
 use crate::maps;
 
-/// Linux's AF_INET.
+/// Linux's `AF_INET`.
 const AF_INET: u8 = 2;
 
 /// The node that this program runs on.
