@@ -5,7 +5,7 @@
 use bytemuck::{Pod, Zeroable};
 
 /// Version of everything in this module. The daemon refuses pinned maps that carry another one.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Most interfaces (uplinks and downlinks together) one node can have.
 pub const MAX_PORTS: u32 = 64;
@@ -92,15 +92,18 @@ pub struct Meter {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Port {
-    /// A set of [`Port::UPLINK`] and [`Port::DOWNLINK`].
+    /// A set of [`Port::UPLINK`] and [`Port::DOWNLINK`]; empty for an interface below one of these (a bridge's port, a
+    /// bond's slave), which the daemon has only changed settings of.
     pub role: u8,
     /// Not read by the program: `net.ipv4.conf.IF.` forwarding, `rp_filter` and `send_redirects` as they were before
     /// eipnat came, so that `unload` can put them back.
     pub sysctls_before: [u8; 3],
     /// The interface's own address: unicast frames to another one are not the node's to forward.
     pub mac: Mac,
+    /// Not read by the program: the offloads that the daemon has turned off, and `unload` turns on again.
+    pub offloads_before: u8,
     /// Zero.
-    pub padding: [u8; 2],
+    pub padding: u8,
     /// The tenant whose VMs are reached by this interface.
     pub tenant: u32,
 }

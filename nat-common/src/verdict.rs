@@ -69,7 +69,8 @@ reasons! {
         Neighbour = "neighbour": "The next hop's MAC address is not known yet.",
             "Normal for the first packets to a neighbour. If it keeps growing, the next hop does not answer ARP.";
         Fragment = "fragment": "The packet is larger than the next hop's MTU and may be fragmented (DF=0).",
-            "Raise the MTU of the interface it leaves by, or lower the sender's.";
+            "Raise the MTU of the interface it leaves by, or lower the sender's. If TCP alone is slow, segments are merged before \
+             eipnat sees them: ethtool -K IF gro off lro off tso off on the VM's side of a veth.";
     }
 }
 
@@ -123,7 +124,8 @@ reasons! {
         WrongEgress = "wrong_egress": "The route leads to an interface that is no uplink (outbound) or no downlink (inbound).",
             "ip route get the destination; check uplinks and downlinks in the configuration.";
         MtuExceeded = "mtu_exceeded": "The packet is larger than the next hop's MTU and must not be fragmented (DF=1).",
-            "Raise the MTU of the interface it leaves by, or lower the sender's.";
+            "Raise the MTU of the interface it leaves by, or lower the sender's. If TCP alone is slow, segments are merged before \
+             eipnat sees them: ethtool -K IF gro off lro off tso off on the VM's side of a veth.";
         FibError = "fib_error": "The kernel's FIB lookup failed in a way that has no name here.",
             "Run the daemon with RUST_LOG=debug for the number, and report it.";
         PriorityTag = "priority_tag": "The frame has an 802.1p tag (VLAN 0), which eipnat does not look behind.",

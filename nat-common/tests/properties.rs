@@ -20,7 +20,7 @@ struct OneBinding {
 impl Node for OneBinding {
     fn port(&mut self, ifindex: u32) -> Option<Port> {
         let role = u8::try_from(ifindex).ok().filter(|role| (1..=3).contains(role))?;
-        Some(Port { role, sysctls_before: [0; 3], mac: NODE_MAC, padding: [0; 2], tenant: 0 })
+        Some(Port { role, sysctls_before: [0; 3], mac: NODE_MAC, offloads_before: 0, padding: 0, tenant: 0 })
     }
 
     fn inbound(&mut self, public_ip: Addr) -> Option<Inbound> {

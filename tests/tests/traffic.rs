@@ -88,6 +88,13 @@ fn one_armed_generic() -> Result<()> {
     traffic_crosses(GENERIC_ONE_ARMED, "generic")
 }
 
+/// Whether the node's interface merges the TCP segments that it receives.
+fn merges(lab: &Lab, interface: &str) -> Result<bool> {
+    let features = lab.node.succeed("ethtool", &["-k", interface])?;
+    let gro = features.lines().find_map(|line| line.strip_prefix("generic-receive-offload: "));
+    Ok(gro.context("ethtool does not tell")?.starts_with("on"))
+}
+
 #[test]
 fn auto_mode_is_generic_where_a_driver_knows_no_native_xdp() -> Result<()> {
     let lab = Lab::new(Topology::TwoArmed)?;
@@ -114,8 +121,13 @@ fn auto_mode_is_generic_where_a_driver_knows_no_native_xdp() -> Result<()> {
         .and_then(|()| download(&lab.vm2, INTERNET, 1_000_000))
         .and_then(|()| download(&lab.vm2, EIP1, 1_000_000));
     crossed.with_context(|| format!("{status}\n{}", daemon.log()))?;
+    // The bridge's port would hand it merged segments, which are larger than any way out allows.
+    assert_eq!(daemon.drops("mtu_exceeded")?, 0);
+    assert!(!merges(&lab, "dn0")?, "dn0 merges segments");
     daemon.stop()?;
+    assert!(!merges(&lab, "dn0")?, "the datapath outlives the daemon");
     daemon.unload()?;
+    assert!(merges(&lab, "dn0")?, "unload has not put it back");
     lab.remove()
 }
 

@@ -114,9 +114,7 @@ fn unmount_at(path: &Path) -> anyhow::Result<()> {
 
 fn is_own_pin(pin: &Path) -> bool {
     let name = pin.file_name().unwrap_or_default().to_string_lossy();
-    map::ALL.contains(&&*name)
-        || name == super::object::PROGRAM_PIN
-        || name.starts_with(super::ports::LINK_PREFIX)
+    map::ALL.contains(&&*name) || name == super::object::PROGRAM_PIN || name.starts_with(super::links::PREFIX)
 }
 
 /// The pins in a directory. The kernel's own files on a bpffs have a dot in their names, which no pin can have.

@@ -1,11 +1,16 @@
-//! What the kernel says of the node's interfaces.
+//! What the kernel says of the node's interfaces (rtnetlink(7)).
 
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::Context as _;
 use nat_common::abi::Mac;
-use nix::ifaddrs::getifaddrs;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
+
+use super::netlink;
 
 /// A network interface.
 #[derive(Clone, Debug, Default)]
@@ -15,24 +20,112 @@ pub(super) struct Interface {
     /// None if it is no Ethernet interface.
     pub(super) mac: Option<Mac>,
     pub(super) addresses: Vec<Ipv4Addr>,
+    /// The bridge or bond that it is a port of.
+    pub(super) controller: Option<u32>,
+    /// What a VLAN or macvlan stands on.
+    pub(super) stands_on: Option<u32>,
 }
 
 impl Interface {
     /// All interfaces of this network namespace.
     pub(super) fn all() -> anyhow::Result<Vec<Self>> {
-        let mut interfaces = BTreeMap::<String, Self>::new();
-        for entry in getifaddrs().context("cannot list the network interfaces")? {
-            let interface = interfaces.entry(entry.interface_name.clone()).or_default();
-            interface.name = entry.interface_name;
-            let Some(address) = entry.address else { continue };
-            if let Some(link) = address.as_link_addr() {
-                interface.index = link.ifindex().try_into().context("an interface index beyond 32 bits")?;
-                // Loopback and tunnels have zeros.
-                interface.mac = link.addr().filter(|mac| *mac != [0; 6]);
-            } else if let Some(inet) = address.as_sockaddr_in() {
-                interface.addresses.push(inet.ip());
+        let mut interfaces = BTreeMap::<u32, Self>::new();
+        for message in dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))? {
+            if let RouteNetlinkMessage::NewLink(link) = message {
+                interfaces.insert(link.header.index, Self::from(link));
             }
         }
+        for message in dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
+            let RouteNetlinkMessage::NewAddress(address) = message else { continue };
+            let Some(interface) = interfaces.get_mut(&address.header.index) else { continue };
+            // Of a point-to-point link, `Address` is the other end's.
+            interface.addresses.extend(address.attributes.iter().filter_map(|attribute| match attribute {
+                AddressAttribute::Local(IpAddr::V4(local)) => Some(*local),
+                _ => None,
+            }));
+        }
         Ok(interfaces.into_values().collect())
+    }
+}
+
+impl From<LinkMessage> for Interface {
+    fn from(link: LinkMessage) -> Self {
+        let mut interface = Self { index: link.header.index, ..Self::default() };
+        let (mut below, mut is_stacked) = (None, false);
+        for attribute in link.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => interface.name = name,
+                // Loopback and tunnels have zeros, or an address of another length.
+                LinkAttribute::Address(mac) => {
+                    interface.mac = Mac::try_from(mac).ok().filter(|mac| *mac != [0; 6]);
+                }
+                LinkAttribute::Controller(index) => interface.controller = Some(index),
+                LinkAttribute::Link(index) => below = Some(index),
+                // A veth's "link" is its other end.
+                LinkAttribute::LinkInfo(info) => {
+                    is_stacked |= info
+                        .iter()
+                        .any(|info| matches!(info, LinkInfo::Kind(InfoKind::Vlan | InfoKind::MacVlan)));
+                }
+                _ => {}
+            }
+        }
+        interface.stands_on = below.filter(|_| is_stacked);
+        interface
+    }
+}
+
+fn dump(request: RouteNetlinkMessage) -> anyhow::Result<Vec<RouteNetlinkMessage>> {
+    netlink::dump(NETLINK_ROUTE, request).context("cannot ask the kernel for its network interfaces")
+}
+
+/// Every interface below one of `ports`, at any depth, that is none of them: a bridge's ports, a bond's slaves, what
+/// a VLAN stands on.
+pub(super) fn below<'a>(interfaces: &'a [Interface], ports: &BTreeSet<u32>) -> Vec<&'a Interface> {
+    let mut above = ports.clone();
+    let mut found = BTreeSet::<u32>::new();
+    while !above.is_empty() {
+        let is_below = |interface: &&Interface| {
+            interface.controller.is_some_and(|controller| above.contains(&controller))
+                || interfaces
+                    .iter()
+                    .any(|upper| above.contains(&upper.index) && upper.stands_on == Some(interface.index))
+        };
+        let next = interfaces.iter().filter(is_below).map(|interface| interface.index);
+        // What was found before is not looked at again, so this ends.
+        above = next.filter(|index| !ports.contains(index) && !found.contains(index)).collect();
+        found.extend(&above);
+    }
+    interfaces.iter().filter(|interface| found.contains(&interface.index)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interface(index: u32, controller: Option<u32>, stands_on: Option<u32>) -> Interface {
+        Interface { index, controller, stands_on, ..Interface::default() }
+    }
+
+    #[test]
+    fn all_that_is_below_a_port_and_no_port_itself() {
+        // 1 and 2 in a bond 3, on which the VLAN 4 stands; 5 stands by itself; 6 and 7 name each other.
+        let interfaces = [
+            interface(1, Some(3), None),
+            interface(2, Some(3), None),
+            interface(3, None, None),
+            interface(4, None, Some(3)),
+            interface(5, None, None),
+            interface(6, None, Some(7)),
+            interface(7, None, Some(6)),
+        ];
+        let indices = |ports: &[u32]| -> Vec<u32> {
+            let below = below(&interfaces, &ports.iter().copied().collect());
+            below.iter().map(|interface| interface.index).collect()
+        };
+        assert_eq!(indices(&[4]), [1, 2, 3]);
+        assert_eq!(indices(&[4, 1]), [2, 3]);
+        assert_eq!(indices(&[5]), [0; 0]);
+        assert_eq!(indices(&[6]), [7]);
     }
 }

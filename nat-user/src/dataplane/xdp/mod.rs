@@ -3,9 +3,12 @@
 
 mod bpffs;
 mod interfaces;
+mod links;
 mod log;
 mod maps;
+mod netlink;
 mod object;
+mod offloads;
 mod ports;
 mod sysctls;
 
@@ -70,7 +73,7 @@ impl XdpDataplane {
             },
             padding: [0; 3],
         };
-        match Self::load(config, pools, node, standing.is_some(), &wanted) {
+        match Self::load(config, pools, node, standing.is_some(), &interfaces, &wanted) {
             Ok((maps, ports, logger)) => Ok(Self { maps, ports, logger, _lock: lock }),
             Err(error) if standing.is_some() => Err(error),
             Err(error) => match remove(&config.pin_path) {
@@ -85,6 +88,7 @@ impl XdpDataplane {
         pools: &[PoolSpec],
         node: Node,
         adopts: bool,
+        interfaces: &[Interface],
         wanted: &[(&Interface, Role)],
     ) -> anyhow::Result<(Maps, Vec<Port>, Option<ProgramLogger>)> {
         let mut ebpf = object::load(config)?;
@@ -93,7 +97,7 @@ impl XdpDataplane {
             // From here on these are maps that another start can take over, and unload can undo.
             maps.set_node(node)?;
         }
-        let ports = ports::attach(&mut ebpf, &mut maps, config, wanted)?;
+        let ports = ports::attach(&mut ebpf, &mut maps, config, interfaces, wanted)?;
         sysctls::set_all_send_redirects(0)?;
         maps.set_pools(pools)?;
         maps.set_node(node)?;

@@ -1,73 +1,21 @@
-//! The program on the interfaces: attached by links, which are pinned as `link_IFINDEX_MODE`.
+//! The program on the interfaces that the configuration names.
 
-use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::collections::BTreeSet;
+use std::path::Path;
 
 use anyhow::{Context as _, anyhow, bail};
 use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData};
-use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::xdp::{XdpLink, XdpMode};
-use aya::programs::{ProgramError, Xdp, loaded_links};
-use log::{debug, warn};
+use aya::programs::{ProgramError, Xdp};
+use log::warn;
 use nat_common::abi::{self, map};
 
-use super::interfaces::Interface;
+use super::interfaces::{self, Interface};
+use super::links::LinkPin;
 use super::maps::Maps;
-use super::{bpffs, object, sysctls};
+use super::{object, offloads, sysctls};
 use crate::config::{self, KeyError};
 use crate::dataplane::{Mode, Port, Role};
-
-/// What the names of pinned links begin with.
-pub(super) const LINK_PREFIX: &str = "link_";
-
-/// A pinned link.
-struct LinkPin {
-    path: PathBuf,
-    ifindex: u32,
-    mode: Mode,
-}
-
-impl LinkPin {
-    fn new(pin_path: &Path, ifindex: u32, mode: Mode) -> Self {
-        Self { path: pin_path.join(format!("{LINK_PREFIX}{ifindex}_{mode}")), ifindex, mode }
-    }
-
-    /// Those that stand under the pin path.
-    fn all(pin_path: &Path) -> anyhow::Result<Vec<Self>> {
-        Ok(bpffs::pins(pin_path)?.into_iter().filter_map(Self::parse).collect())
-    }
-
-    fn parse(path: PathBuf) -> Option<Self> {
-        let (ifindex, mode) = path.file_name()?.to_str()?.strip_prefix(LINK_PREFIX)?.split_once('_')?;
-        let mode = match mode {
-            "native" => Mode::Native,
-            "generic" => Mode::Generic,
-            _ => return None,
-        };
-        Some(Self { ifindex: ifindex.parse().ok()?, mode, path })
-    }
-
-    /// Detaches the program: the pin is what keeps the link. Returns when it has left the interface.
-    fn remove(&self) -> anyhow::Result<()> {
-        let failed = || format!("cannot detach by {}", self.path.display());
-        let id =
-            PinnedLink::from_pin(&self.path).with_context(failed)?.unpin().with_context(failed)?.info()?.id();
-        // The kernel frees the link behind the pin a moment later.
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while loaded_links().any(|link| link.is_ok_and(|link| link.id() == id)) {
-            if Instant::now() > deadline {
-                bail!(
-                    "the program does not leave interface {}; another process holds its link",
-                    self.ifindex
-                );
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
-        Ok(())
-    }
-}
 
 /// Attaches the program to the wanted interfaces, and takes it off all others. If that fails, whatever stood before
 /// still does, and nothing new.
@@ -75,6 +23,7 @@ pub(super) fn attach(
     ebpf: &mut Ebpf,
     maps: &mut Maps,
     config: &config::Datapath,
+    interfaces: &[Interface],
     wanted: &[(&Interface, Role)],
 ) -> anyhow::Result<Vec<Port>> {
     let links = LinkPin::all(&config.pin_path)?;
@@ -90,14 +39,14 @@ pub(super) fn attach(
         // What failed is what has to be told; this is only putting things back.
         let _ = take_back(maps, &config.pin_path, &new);
     })?;
-    for (interface, role) in wanted {
-        describe(maps, interface, *role)?;
-    }
+    let indices: BTreeSet<u32> = wanted.iter().map(|(interface, _)| interface.index).collect();
+    let members = interfaces::below(interfaces, &indices);
+    quieten(maps, wanted, &members, mode)?;
     for link in &standing {
-        replace(program, link)?;
+        link.replace(program)?;
     }
     for ifindex in maps.port_indices()? {
-        if wanted.iter().all(|(wanted, _)| wanted.index != ifindex) {
+        if !indices.contains(&ifindex) && members.iter().all(|member| member.index != ifindex) {
             forget(maps, ifindex)?;
         }
     }
@@ -123,7 +72,7 @@ fn add(
 ) -> anyhow::Result<Mode> {
     // Every port is known before the program sees its first packet.
     for (interface, role) in new {
-        describe(maps, interface, *role)?;
+        describe(maps, interface, role_bits(*role))?;
     }
     let mut all = |mode| {
         new.iter().try_for_each(|(interface, _)| attach_link(program, interface, &config.pin_path, mode))?;
@@ -163,20 +112,50 @@ fn remove_links(pin_path: &Path, of: &[(&Interface, Role)]) -> anyhow::Result<()
         .try_for_each(LinkPin::remove)
 }
 
-/// Tells the program of an interface.
-fn describe(maps: &mut Maps, interface: &Interface, role: Role) -> anyhow::Result<()> {
-    let sysctls_before = match maps.port(interface.index)? {
-        Some(port) => port.sysctls_before,
-        None => sysctls::of(&interface.name)?,
-    };
-    let role = match role {
+const fn role_bits(role: Role) -> u8 {
+    match role {
         Role::Uplink => abi::Port::UPLINK,
         Role::Downlink => abi::Port::DOWNLINK,
         Role::Both => abi::Port::UPLINK | abi::Port::DOWNLINK,
+    }
+}
+
+/// Tells the program of an interface, and answers what it was told.
+fn describe(maps: &mut Maps, interface: &Interface, role: u8) -> anyhow::Result<abi::Port> {
+    let before = maps.port(interface.index)?;
+    let sysctls_before = match before {
+        Some(port) => port.sysctls_before,
+        None => sysctls::of(&interface.name)?,
     };
-    let mac = interface.mac.context("an interface without a MAC address")?;
-    let port = abi::Port { role, sysctls_before, mac, padding: [0; 2], tenant: 0 };
-    maps.insert_port(interface.index, port)
+    let offloads_before = before.map_or(0, |port| port.offloads_before);
+    let mac = match interface.mac {
+        None if role != 0 => bail!("{} is an interface without a MAC address", interface.name),
+        mac => mac.unwrap_or_default(),
+    };
+    let port = abi::Port { role, sysctls_before, mac, offloads_before, padding: 0, tenant: 0 };
+    maps.insert_port(interface.index, port)?;
+    Ok(port)
+}
+
+/// Turns off what would change packets before the program sees them, on its interfaces and below them.
+fn quieten(
+    maps: &mut Maps,
+    wanted: &[(&Interface, Role)],
+    members: &[&Interface],
+    mode: Mode,
+) -> anyhow::Result<()> {
+    let below = match mode {
+        Mode::Native => offloads::VLAN_TAGS,
+        Mode::Generic => offloads::VLAN_TAGS | offloads::MERGING,
+    };
+    let wanted = wanted.iter().map(|(interface, role)| (*interface, role_bits(*role), offloads::VLAN_TAGS));
+    // Members are remembered without a role: the program is not on them.
+    for (interface, role, unwanted) in wanted.chain(members.iter().map(|member| (*member, 0, below))) {
+        let port = describe(maps, interface, role)?;
+        let off = offloads::turn_off(interface, unwanted);
+        maps.insert_port(interface.index, abi::Port { offloads_before: port.offloads_before | off, ..port })?;
+    }
+    Ok(())
 }
 
 /// Undoes what was done to an interface, except for the program on it.
@@ -187,28 +166,12 @@ fn forget(maps: &mut Maps, ifindex: u32) -> anyhow::Result<()> {
     maps.remove_port(ifindex)
 }
 
-/// Replaces the program on a link atomically.
-fn replace(program: &mut Xdp, pin: &LinkPin) -> anyhow::Result<()> {
-    debug!("replacing the program on interface {}", pin.ifindex);
-    let link = XdpLink::try_from(FdLink::from(PinnedLink::from_pin(&pin.path)?))?;
-    let id = program.attach_to_link(link)?;
-    // The pin keeps it; this handle is not needed.
-    drop(program.take_link(id)?);
-    Ok(())
-}
-
 fn attach_link(program: &mut Xdp, interface: &Interface, pin_path: &Path, mode: Mode) -> anyhow::Result<()> {
-    let xdp_mode = match mode {
-        Mode::Native => XdpMode::Driver,
-        Mode::Generic => XdpMode::Skb,
-    };
-    let id = program
-        .attach_to_if_index(interface.index, xdp_mode)
-        .map_err(|error| attach_error(error, &interface.name, mode))?;
-    let link: FdLink = program.take_link(id)?.try_into()?;
     let pin = LinkPin::new(pin_path, interface.index, mode);
-    link.pin(&pin.path).with_context(|| format!("cannot pin {}", pin.path.display()))?;
-    Ok(())
+    pin.attach(program).map_err(|error| match error.downcast::<ProgramError>() {
+        Ok(error) => attach_error(error, &interface.name, mode),
+        Err(error) => error,
+    })
 }
 
 fn attach_error(error: ProgramError, name: &str, mode: Mode) -> anyhow::Error {
@@ -264,12 +227,16 @@ fn restore_all(pin_path: &Path) -> anyhow::Result<()> {
 
 fn restore(interfaces: &[Interface], ifindex: u32, port: abi::Port) -> anyhow::Result<()> {
     match interfaces.iter().find(|interface| interface.index == ifindex) {
-        Some(interface) if interface.mac == Some(port.mac) => {
-            sysctls::restore(&interface.name, port.sysctls_before)
+        Some(interface) if interface.mac.unwrap_or_default() == port.mac => {
+            // A member's were not touched.
+            if port.role != 0 {
+                sysctls::restore(&interface.name, port.sysctls_before)?;
+            }
+            offloads::turn_on(interface, port.offloads_before)
         }
         // One with this index in another network namespace, or after its MAC address was changed.
         Some(interface) => {
-            warn!("{} is not the interface that it was; its sysctls stay", interface.name);
+            warn!("{} is not the interface that it was; its sysctls and offloads stay", interface.name);
             Ok(())
         }
         None => Ok(()),

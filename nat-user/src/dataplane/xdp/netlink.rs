@@ -1,0 +1,62 @@
+//! Questions to the kernel by netlink(7).
+
+use std::fmt;
+
+use anyhow::bail;
+use log::debug;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+};
+use netlink_sys::{Socket, SocketAddr};
+
+/// Asks for everything of a kind, and answers the whole list.
+pub(super) fn dump<T>(protocol: isize, request: T) -> anyhow::Result<Vec<T>>
+where
+    T: NetlinkSerializable + NetlinkDeserializable + fmt::Debug + Into<NetlinkPayload<T>>,
+{
+    ask(protocol, request, NLM_F_REQUEST | NLM_F_DUMP)
+}
+
+/// Asks for one thing, and answers what the kernel says before it says that it is done.
+pub(super) fn call<T>(protocol: isize, request: T) -> anyhow::Result<Vec<T>>
+where
+    T: NetlinkSerializable + NetlinkDeserializable + fmt::Debug + Into<NetlinkPayload<T>>,
+{
+    ask(protocol, request, NLM_F_REQUEST | NLM_F_ACK)
+}
+
+fn ask<T>(protocol: isize, request: T, flags: u16) -> anyhow::Result<Vec<T>>
+where
+    T: NetlinkSerializable + NetlinkDeserializable + fmt::Debug + Into<NetlinkPayload<T>>,
+{
+    let mut socket = Socket::new(protocol)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let mut message = NetlinkMessage::new(NetlinkHeader::default(), request.into());
+    message.header.flags = flags;
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+
+    let mut answers = Vec::new();
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        let mut rest = datagram.as_slice();
+        while !rest.is_empty() {
+            let length = NetlinkBuffer::new_checked(rest)?.length() as usize;
+            match NetlinkMessage::<T>::deserialize(rest).map(|message| message.payload) {
+                Ok(NetlinkPayload::InnerMessage(inner)) => answers.push(inner),
+                Ok(NetlinkPayload::Done(_)) => return Ok(answers),
+                Ok(NetlinkPayload::Error(error)) if error.code.is_none() => return Ok(answers),
+                Ok(NetlinkPayload::Error(error)) => bail!(error.to_io()),
+                Ok(_) => {}
+                // What only a newer kernel knows is none of ours.
+                Err(error) => debug!("a netlink message that cannot be understood: {error}"),
+            }
+            // Messages begin at multiples of four bytes.
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+}
