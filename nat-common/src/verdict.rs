@@ -69,8 +69,7 @@ reasons! {
         Neighbour = "neighbour": "The next hop's MAC address is not known yet.",
             "Normal for the first packets to a neighbour. If it keeps growing, the next hop does not answer ARP.";
         Fragment = "fragment": "The packet is larger than the next hop's MTU and may be fragmented (DF=0).",
-            "Raise the MTU of the interface it leaves by, or lower the sender's. If TCP alone is slow, segments are merged before \
-             eipnat sees them: ethtool -K IF gro off lro off tso off on the VM's side of a veth.";
+            "Raise the MTU of the interface it leaves by, or lower the sender's.";
     }
 }
 
