@@ -1,15 +1,17 @@
 //! The control plane in one piece: a command goes through the model, the store and the datapath, in this order.
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use anyhow::{Context, anyhow};
-use log::{error, info};
+use log::{error, info, warn};
 use nat_common::abi::Meter;
 
+use crate::config::KeyError;
 use crate::dataplane::{Dataplane, Port, Verdicts};
-use crate::model::{Command, Eip, Model, PoolSpec, Refusal};
+use crate::model::{Carried, Change, Closing, Command, Eip, ImportError, Line, Model, Refusal, Subject};
 use crate::reconcile;
 use crate::store::Store;
 
@@ -31,6 +33,9 @@ pub enum Error {
     /// It cannot be; nothing has changed.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// A line of an import cannot be; nothing has changed.
+    #[error(transparent)]
+    Line(#[from] ImportError),
     /// Something broke.
     #[error("{0:#}")]
     Failed(#[from] anyhow::Error),
@@ -40,43 +45,104 @@ impl Control {
     /// Brings the datapath to the desired state.
     ///
     /// # Errors
-    /// If the datapath cannot be read or written.
-    pub fn start(pools: Vec<PoolSpec>, mut dataplane: Box<dyn Dataplane>) -> anyhow::Result<Self> {
-        let store = Store::new(Model::new(pools, dataplane.capacity()));
+    /// If the datapath cannot be read or written, or serves bindings of which a new store knows nothing.
+    pub fn start(store: Store, mut dataplane: Box<dyn Dataplane>) -> anyhow::Result<Self> {
+        if store.revision() == 0 && !dataplane.halves()?.is_empty() {
+            let what = "the store is new, but the datapath serves bindings; put a backup in its place with `eipnat store \
+                        restore FILE`, or run `eipnat unload` to begin with nothing";
+            return Err(KeyError::new("store.path", what).into());
+        }
         let steps = reconcile::everything(&mut *dataplane, store.model().bindings())?;
         if !steps.is_empty() {
             info!("the datapath differed from the desired state: {} steps to mend it", steps.len());
         }
-        Ok(Self { store, dataplane, fault: None })
+        let mut control = Self { store, dataplane, fault: None };
+        control.close_meters()?;
+        Ok(control)
     }
 
-    /// Carries a command out. When it returns, the change is committed and in force for every packet.
+    /// Carries a command out. When it returns, the change is on disk and in force for every packet.
     ///
     /// # Errors
     /// If it is refused, or the datapath fails; then the error says whether it was committed.
-    pub fn execute(&mut self, command: &Command, now: SystemTime) -> Result<Eip, Error> {
+    pub fn execute(&mut self, command: &Command, now: SystemTime) -> Result<Subject, Error> {
         let change = self.store.model().plan(command, now)?;
-        let (eip, (before, after)) = (change.eip().clone(), change.bindings());
-        if let Some(meter) = change.new_meter() {
+        self.carry_out(change)
+    }
+
+    /// Carries an import out, whole or not at all, and answers what it did.
+    ///
+    /// # Errors
+    /// As [`Control::execute`].
+    pub fn import(&mut self, lines: &[Line], now: SystemTime) -> Result<String, Error> {
+        let change = self.store.model().plan_import(lines, now)?;
+        let what = change.to_string();
+        self.carry_out(change)?;
+        Ok(what)
+    }
+
+    fn carry_out(&mut self, change: Change) -> Result<Subject, Error> {
+        for meter in change.new_meters() {
             // Still nobody's, so nothing is lost if the commit fails; after it a crash could bill old traffic.
             self.dataplane.reset_meter(meter).context("a counter cannot be reset; nothing has changed")?;
         }
+        let subject = change.subject.clone();
+        let (before, after) = change.bindings();
+        let (before, after): (Vec<_>, Vec<_>) = (before.collect(), after.collect());
         if !change.is_nothing() {
             let what = change.to_string();
-            let revision = self.store.commit(change);
+            let revision = self.store.commit(change)?;
             info!("revision {revision}: {what}");
         }
         let settled = match self.fault {
-            None => reconcile::change(&mut *self.dataplane, before, after),
+            None => reconcile::change(&mut *self.dataplane, &before, &after),
             Some(_) => reconcile::everything(&mut *self.dataplane, self.store.model().bindings()),
         };
         self.note(settled.map(drop))
             .map_err(|problem| anyhow!("accepted, but not in force yet: {problem}"))?;
-        Ok(eip)
+        if let Err(error) = self.close_meters() {
+            // The command is done; what they show is counted until then, and it is tried again.
+            warn!("{error:#}");
+        }
+        Ok(subject)
+    }
+
+    /// Reads the meters for the last time whose bindings have ended. The datapath follows the store, so nothing counts
+    /// on them any more.
+    fn close_meters(&mut self) -> anyhow::Result<()> {
+        let closing: Vec<Closing> = self.model().closing().cloned().collect();
+        if closing.is_empty() {
+            return Ok(());
+        }
+        let meters: Vec<u32> = closing.iter().map(|closing| closing.meter).collect();
+        let read: Vec<(Closing, Meter)> = closing.into_iter().zip(self.dataplane.meters(&meters)?).collect();
+        let change = self.model().plan_close(&read);
+        self.store.commit(change).context("counters cannot be written down yet")?;
+        Ok(())
+    }
+
+    /// Gives public IPs to VMs that wait for one, as far as there are any.
+    fn serve_waiting(&mut self, now: SystemTime) {
+        while let Some(change) = self.model().plan_waiting(now) {
+            if let Err(error) = self.carry_out(change) {
+                return warn!("a VM goes on waiting for its public IP: {error}");
+            }
+        }
+    }
+
+    /// What time brings: a datapath that failed is tried again, meters are closed, waiting VMs are served.
+    pub fn tick(&mut self, now: SystemTime) {
+        self.repair();
+        if self.fault.is_none() {
+            if let Err(error) = self.close_meters() {
+                warn!("{error:#}");
+            }
+            self.serve_waiting(now);
+        }
     }
 
     /// Tries again where the datapath failed before.
-    pub fn repair(&mut self) {
+    fn repair(&mut self) {
         if self.fault.is_some() {
             let settled = reconcile::everything(&mut *self.dataplane, self.store.model().bindings());
             if self.note(settled.map(drop)).is_ok() {
@@ -117,23 +183,53 @@ impl Control {
         self.dataplane.verdicts()
     }
 
-    /// Every EIP that has counters, with what it has carried.
+    /// Every EIP that was ever attached, with what it has carried.
     ///
     /// # Errors
     /// If the datapath cannot be read.
-    pub fn metered(&self) -> anyhow::Result<Vec<(&Eip, Meter)>> {
-        let (eips, meters): (Vec<&Eip>, Vec<u32>) =
-            self.model().eips().filter_map(|eip| Some((eip, eip.meter?))).unzip();
-        Ok(eips.into_iter().zip(self.dataplane.meters(&meters)?).collect())
+    pub fn metered(&self) -> anyhow::Result<Vec<(&Eip, Carried)>> {
+        let live: Vec<u32> = self.model().eips().filter_map(|eip| Some(eip.attached?.meter)).collect();
+        let mut live = self.dataplane.meters(&live)?.into_iter();
+        let closing = self.unclosed()?;
+        let all = self.model().eips().filter_map(|eip| {
+            let live = eip.attached.and_then(|_| live.next()).unwrap_or_default();
+            let unclosed = closing.get(&eip.address).copied().unwrap_or_default();
+            Some((eip, eip.carried?.plus(live).and(unclosed)))
+        });
+        Ok(all.collect())
     }
 
     /// What one EIP has carried.
     ///
     /// # Errors
     /// If it is none, or the datapath cannot be read.
-    pub fn meter(&self, address: Ipv4Addr) -> Result<Meter, Error> {
-        let meter = self.model().eip(address)?.meter;
-        Ok(self.dataplane.meters(meter.as_slice())?.pop().unwrap_or_default())
+    pub fn carried(&self, address: Ipv4Addr) -> Result<Carried, Error> {
+        let eip = self.model().eip(address)?;
+        let live = self.dataplane.meters(eip.attached.map(|attached| attached.meter).as_slice())?;
+        let live = live.into_iter().next().unwrap_or_default();
+        let unclosed = self.unclosed()?.get(&address).copied().unwrap_or_default();
+        Ok(eip.carried.unwrap_or_default().plus(live).and(unclosed))
+    }
+
+    /// What meters show that are still to be closed, by address.
+    fn unclosed(&self) -> anyhow::Result<HashMap<Ipv4Addr, Carried>> {
+        let closing: Vec<&Closing> = self.model().closing().filter(|closing| closing.of_eip).collect();
+        let meters: Vec<u32> = closing.iter().map(|closing| closing.meter).collect();
+        let meters = self.dataplane.meters(&meters)?;
+        let mut all = HashMap::<_, Carried>::new();
+        for (closing, meter) in closing.iter().zip(meters) {
+            let carried = all.entry(closing.address).or_default();
+            *carried = carried.plus(meter);
+        }
+        Ok(all)
+    }
+
+    /// A copy of the store.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn backup(&mut self) -> anyhow::Result<Vec<u8>> {
+        self.store.backup()
     }
 
     /// Remembers whether the datapath follows.

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use log::{error, info, warn};
@@ -25,9 +25,10 @@ use crate::control::{self, Control, Shared};
 use crate::dataplane::Dataplane;
 use crate::dataplane::xdp::{ProgramLogger, XdpDataplane};
 use crate::metrics;
+use crate::store::Store;
 
-/// How often it is tried again to mend a datapath that does not follow.
-const REPAIR_INTERVAL: Duration = Duration::from_secs(5);
+/// How often it is looked at what time has brought.
+const TICK: Duration = Duration::from_secs(1);
 
 /// Runs the daemon of a configuration file until SIGTERM or SIGINT.
 ///
@@ -41,11 +42,12 @@ pub fn run(file: &Path) -> anyhow::Result<()> {
     runtime.block_on(async {
         let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let sockets = Sockets::claim(&config)?;
-        let mut dataplane = XdpDataplane::start(&config.datapath, &config.pools)?;
+        let store = Store::open(&config.store_path, config.spec.clone(), config.datapath.max_bindings)?;
+        let mut dataplane = XdpDataplane::start(&config.datapath, &config.spec.pools)?;
         if let Some(logger) = dataplane.take_logger() {
             thread::Builder::new().name("xdp-log".to_owned()).spawn(|| carry_log(logger))?;
         }
-        serve(&config, sockets, Box::new(dataplane), either(terminate, interrupt)).await
+        serve(&config, sockets, store, Box::new(dataplane), either(terminate, interrupt)).await
     })
 }
 
@@ -89,10 +91,11 @@ fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 pub async fn serve(
     config: &Config,
     sockets: Sockets,
+    store: Store,
     dataplane: Box<dyn Dataplane>,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
-    let control = Control::start(config.pools.clone(), dataplane).context("the datapath cannot be set up")?;
+    let control = Control::start(store, dataplane).context("the datapath cannot be set up")?;
     let control: Shared = Arc::new(Mutex::new(control));
     let api = sockets.api.listen()?;
     announce(config, &sockets)?;
@@ -105,7 +108,7 @@ pub async fn serve(
     tokio::join!(
         server::serve(api, api::router(Arc::clone(&control)), stopped()),
         server::serve(sockets.metrics, metrics::router(Arc::clone(&control)), stopped()),
-        keep_repaired(control, stopped()),
+        keep_ticking(control, stopped()),
         async {
             notify(NotifyState::Ready);
             shutdown.await;
@@ -124,10 +127,6 @@ fn announce(config: &Config, sockets: &Sockets) -> anyhow::Result<()> {
         config.node_name,
         config.api.socket.display(),
         sockets.metrics_address()?,
-    );
-    warn!(
-        "EIPs are kept in memory: they end with this daemon, and {} stays unused",
-        config.store_path.display()
     );
     Ok(())
 }
@@ -150,9 +149,9 @@ fn carry_log(mut logger: ProgramLogger) {
     }
 }
 
-/// Tries again and again where the datapath failed.
-async fn keep_repaired(control: Shared, stop: impl Future<Output = ()>) {
-    let mut ticks = interval(REPAIR_INTERVAL);
+/// Does again and again what time brings.
+async fn keep_ticking(control: Shared, stop: impl Future<Output = ()>) {
+    let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tokio::pin!(stop);
     loop {
@@ -160,7 +159,7 @@ async fn keep_repaired(control: Shared, stop: impl Future<Output = ()>) {
             _ = ticks.tick() => {}
             () = &mut stop => return,
         }
-        if let Err(error) = control::call(&control, Control::repair).await {
+        if let Err(error) = control::call(&control, |control| control.tick(SystemTime::now())).await {
             error!("{error:#}");
         }
     }

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use crate::config::{Api, Config};
 use crate::daemon::{self, Sockets};
 use crate::dataplane::memory::MemoryDataplane;
+use crate::store::Store;
 
 /// A daemon with the pools `default` (203.0.113.0/30) and `small` (198.51.100.7/32), and room for four bindings. It
 /// ends when this is dropped.
@@ -27,7 +28,10 @@ pub(crate) struct TestDaemon {
 impl TestDaemon {
     pub(crate) fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let config = config(&directory.path().join("run/eipnat/api.sock"));
+        let config = Config {
+            store_path: directory.path().join("lib/eipnat"),
+            ..config(&directory.path().join("run/eipnat/api.sock"))
+        };
         let dataplane = MemoryDataplane::new(4);
         let (stop, stopped) = oneshot::channel();
         let (listening, metrics) = oneshot::channel();
@@ -38,7 +42,8 @@ impl TestDaemon {
                 let sockets = Sockets::claim(&its_config).unwrap();
                 listening.send(sockets.metrics_address().unwrap()).unwrap();
                 let shutdown = async { stopped.await.unwrap_or_default() };
-                daemon::serve(&its_config, sockets, Box::new(its_dataplane), shutdown).await.unwrap();
+                let store = Store::open(&its_config.store_path, its_config.spec.clone(), 4).unwrap();
+                daemon::serve(&its_config, sockets, store, Box::new(its_dataplane), shutdown).await.unwrap();
             };
             runtime.block_on(serving);
         });

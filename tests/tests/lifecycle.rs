@@ -41,17 +41,37 @@ fn sigint_ends_the_daemon_like_sigterm() -> Result<()> {
 
 #[test]
 fn the_next_daemon_takes_over() -> Result<()> {
-    Bed::run(Setup { bound: false, ..Setup::default() }, |bed| {
+    Bed::run(Setup::default(), |bed| {
+        let before = (bed.daemon.json(&["eip", "list"])?, bed.daemon.json(&["status"])?);
+        answered(bed, "before restarts")?;
         for _ in 0..2 {
+            let carried = bed.daemon.meter(EIP1)?;
             bed.restart()?;
             assert_eq!(bed.lab.programs()?.len(), 2);
+            assert_eq!((bed.daemon.json(&["eip", "list"])?, bed.daemon.json(&["status"])?), before);
+            assert_eq!(bed.daemon.meter(EIP1)?, carried, "counters go on");
+            answered(bed, "after a restart")?;
         }
-        // What it was told before is for the store to know; that it can be told anew is tested here.
-        if bed.daemon.cli(&["eip", "show", &EIP1.to_string()])?.status.success() {
-            bed.daemon.ok(&["eip", "release", &EIP1.to_string()])?;
-        }
-        bed.daemon.bind(EIP1, VM1)?;
-        answered(bed, "after restarts")
+        Ok(())
+    })
+}
+
+#[test]
+fn after_a_reboot_everything_comes_back_from_the_store() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        bed.daemon.ok(&["vm", "create", "web", "--private-ip", "10.0.0.12"])?;
+        let before = (bed.daemon.json(&["eip", "list"])?, bed.daemon.json(&["vm", "list"])?);
+        answered(bed, "before")?;
+        let carried = bed.daemon.meter(EIP1)?;
+        // What a reboot takes: the daemon, its programs and its pins.
+        bed.daemon.stop()?;
+        bed.daemon.unload()?;
+        assert_eq!(ping(&bed.lab.internet, EIP1, 1, &[])?.received, 0);
+        bed.daemon = Daemon::start(&bed.lab, &eipnat_binary()?, bed.daemon.config().clone())?;
+        assert_eq!((bed.daemon.json(&["eip", "list"])?, bed.daemon.json(&["vm", "list"])?), before);
+        answered(bed, "after")?;
+        assert!(bed.daemon.meter(EIP1)?.in_packets < carried.in_packets + 4, "a new datapath counts anew");
+        Ok(())
     })
 }
 

@@ -1,13 +1,16 @@
 //! The API from the other side: a connection to the daemon's socket for each request.
 
+use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{self, Poll};
 use std::time::Duration;
 
 use anyhow::Context;
-use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::{Bytes, Frame, SizeHint};
 use hyper::client::conn::http1;
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request, StatusCode};
@@ -17,10 +20,14 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::types::{Allocate, Attach, Counters, Eip, Failure, Pool, Stats, Status};
+use super::types::{Allocate, Attach, Counters, CreateVm, Eip, Failure, Imported, Pool, Stats, Status, Vm};
+use crate::model::Name;
 
 /// How long the daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a million lines may take, or a copy of the store.
+const IMPORT_PATIENCE: Duration = Duration::from_mins(10);
 
 /// A client of the daemon at a socket.
 #[derive(Clone, Debug)]
@@ -110,8 +117,8 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::status`].
-    pub async fn attach(&self, eip: Ipv4Addr, target: &str) -> Result<Eip> {
-        let body = Attach { target: target.to_owned() };
+    pub async fn attach(&self, eip: Ipv4Addr, target: &str, reassign: bool) -> Result<Eip> {
+        let body = Attach { target: target.to_owned(), reassign };
         self.call(Method::PUT, &format!("/v1/eips/{eip}/target"), Some(body)).await
     }
 
@@ -131,24 +138,92 @@ impl Client {
         self.call(Method::DELETE, &format!("/v1/eips/{eip}"), None::<()>).await
     }
 
+    /// Every VM.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn vms(&self) -> Result<Vec<Vm>> {
+        self.call(Method::GET, "/v1/vms", None::<()>).await
+    }
+
+    /// Creates a VM.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn create_vm(&self, name: &Name, wanted: &CreateVm) -> Result<Vm> {
+        self.call(Method::PUT, &format!("/v1/vms/{name}"), Some(wanted)).await
+    }
+
+    /// Destroys a VM, and answers what it was.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn destroy_vm(&self, name: &Name) -> Result<Vm> {
+        self.call(Method::DELETE, &format!("/v1/vms/{name}"), None::<()>).await
+    }
+
+    /// Imports lines `eip,private_ip[,account]`, all of them or none. `progress` is told how many bytes the daemon has.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn import(&self, lines: Vec<u8>, progress: impl Fn(u64) + Send + 'static) -> Result<Imported> {
+        let body = Body::of(lines, progress);
+        self.json(self.exchange(Method::POST, "/v1/import", body, IMPORT_PATIENCE).await?)
+    }
+
+    /// A copy of the daemon's store.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn backup(&self) -> Result<Bytes> {
+        let (status, content) =
+            self.exchange(Method::GET, "/v1/store", Body::empty(), IMPORT_PATIENCE).await?;
+        if status.is_success() { Ok(content) } else { Err(self.failure(&content)) }
+    }
+
     async fn call<T: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
         body: Option<impl Serialize>,
     ) -> Result<T> {
-        let stream =
-            UnixStream::connect(&self.socket).await.map_err(|error| no_daemon(&self.socket, &error))?;
-        let exchange = async { timeout(PATIENCE, exchange(stream, method, path, body)).await? };
-        let (status, answer) = exchange.await.map_err(|error| {
-            Error::Broken(error.context(format!("the daemon at {} gave no answer", self.socket.display())))
-        })?;
+        let body = match body {
+            Some(body) => {
+                Body::of(serde_json::to_vec(&body).map_err(|error| Error::Broken(error.into()))?, |_| {})
+            }
+            None => Body::empty(),
+        };
+        self.json(self.exchange(method, path, body, PATIENCE).await?)
+    }
+
+    fn json<T: DeserializeOwned>(&self, (status, answer): (StatusCode, Bytes)) -> Result<T> {
         if status.is_success() {
             serde_json::from_slice(&answer).map_err(|_| self.not_eipnat())
         } else {
-            let Failure { error } = serde_json::from_slice(&answer).map_err(|_| self.not_eipnat())?;
-            Err(Error::Refused(error))
+            Err(self.failure(&answer))
         }
+    }
+
+    fn failure(&self, answer: &[u8]) -> Error {
+        match serde_json::from_slice(answer) {
+            Ok(Failure { error }) => Error::Refused(error),
+            Err(_) => self.not_eipnat(),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+        patience: Duration,
+    ) -> Result<(StatusCode, Bytes)> {
+        let stream =
+            UnixStream::connect(&self.socket).await.map_err(|error| no_daemon(&self.socket, &error))?;
+        let exchange = async { timeout(patience, exchange(stream, method, path, body)).await? };
+        exchange.await.map_err(|error| {
+            Error::Broken(error.context(format!("the daemon at {} gave no answer", self.socket.display())))
+        })
     }
 
     fn not_eipnat(&self) -> Error {
@@ -178,18 +253,64 @@ async fn exchange(
     stream: UnixStream,
     method: Method,
     path: &str,
-    body: Option<impl Serialize>,
+    body: Body,
 ) -> anyhow::Result<(StatusCode, Bytes)> {
-    let mut request = Request::builder().method(method).uri(path).header(HOST, "localhost");
-    let mut content = Bytes::new();
-    if let Some(body) = body {
-        request = request.header(CONTENT_TYPE, "application/json");
-        content = serde_json::to_vec(&body)?.into();
-    }
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(HOST, "localhost")
+        .header(CONTENT_TYPE, "application/json");
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let answer = sender.send_request(request.body(Full::new(content))?).await?;
+    let answer = sender.send_request(request.body(body)?).await?;
     let status = answer.status();
     let content = answer.into_body().collect().await.context("the answer was cut short")?.to_bytes();
     Ok((status, content))
+}
+
+/// The body of a request, which tells how far it is sent.
+struct Body {
+    rest: Bytes,
+    sent: u64,
+    progress: Box<dyn Fn(u64) + Send>,
+}
+
+impl Body {
+    /// How much is sent at a time, in bytes.
+    const CHUNK: usize = 64 * 1024;
+
+    fn of(content: Vec<u8>, progress: impl Fn(u64) + Send + 'static) -> Self {
+        Self { rest: content.into(), sent: 0, progress: Box::new(progress) }
+    }
+
+    fn empty() -> Self {
+        Self::of(Vec::new(), |_| {})
+    }
+}
+
+impl hyper::body::Body for Body {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut task::Context<'_>,
+    ) -> Poll<Option<std::result::Result<Frame<Bytes>, Infallible>>> {
+        if self.rest.is_empty() {
+            return Poll::Ready(None);
+        }
+        let length = self.rest.len().min(Self::CHUNK);
+        let chunk = self.rest.split_to(length);
+        self.sent += length as u64;
+        (self.progress)(self.sent);
+        Poll::Ready(Some(Ok(Frame::data(chunk))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.rest.len() as u64)
+    }
 }

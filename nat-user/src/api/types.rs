@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use nat_common::abi::Meter;
 use serde::{Deserialize, Serialize};
 
 use crate::dataplane::{self, Port};
-use crate::model::{self, Name};
+use crate::model::{self, Carried, Model, Name};
 
 /// An EIP.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,37 +36,58 @@ pub enum EipState {
     Attached,
 }
 
-impl From<&model::Eip> for Eip {
-    fn from(eip: &model::Eip) -> Self {
+impl Eip {
+    /// An EIP of the model.
+    #[must_use]
+    pub fn of(model: &Model, eip: &model::Eip) -> Self {
+        let private_ip = eip.attached.map(|attached| attached.private_ip);
         Self {
             eip: eip.address,
-            state: if eip.private_ip.is_some() { EipState::Attached } else { EipState::Allocated },
-            private_ip: eip.private_ip,
-            vm: None,
+            state: if private_ip.is_some() { EipState::Attached } else { EipState::Allocated },
+            private_ip,
+            vm: private_ip.and_then(|private_ip| model.vm_at(private_ip)).map(|vm| vm.name.clone()),
             account: eip.account.clone(),
             pool: eip.pool.clone(),
         }
     }
 }
 
-/// What an EIP has carried since it was allocated: IPv4 total lengths, and packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counters {
-    /// Bytes towards the VM.
-    pub in_bytes: u64,
-    /// Packets towards the VM.
-    pub in_packets: u64,
-    /// Bytes towards the internet.
-    pub out_bytes: u64,
-    /// Packets towards the internet.
-    pub out_packets: u64,
+/// A VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vm {
+    /// Its name.
+    pub name: Name,
+    /// Its address.
+    pub private_ip: Ipv4Addr,
+    /// Its dynamic public address.
+    pub public_ip: Option<Ipv4Addr>,
+    /// The EIP that stands for it.
+    pub eip: Option<Ipv4Addr>,
+    /// Whose it is.
+    pub account: Name,
+    /// Whether it gets a public IP as soon as its pool has one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub waiting: bool,
 }
 
-impl From<Meter> for Counters {
-    fn from(Meter { in_bytes, in_packets, out_bytes, out_packets }: Meter) -> Self {
-        Self { in_bytes, in_packets, out_bytes, out_packets }
+impl Vm {
+    /// A VM of the model.
+    #[must_use]
+    pub fn of(model: &Model, vm: &model::Vm) -> Self {
+        let eip = model.eip_of(vm.private_ip).filter(|_| vm.public_ip.is_none());
+        Self {
+            name: vm.name.clone(),
+            private_ip: vm.private_ip,
+            public_ip: vm.public_ip.map(|public_ip| public_ip.address),
+            eip: eip.map(|eip| eip.address),
+            account: vm.account.clone(),
+            waiting: vm.waiting_since.is_some(),
+        }
     }
 }
+
+/// What an EIP has carried since it was allocated: IPv4 total lengths, and packets.
+pub type Counters = Carried;
 
 /// How the daemon is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,7 +114,7 @@ pub struct Pool {
     pub cidrs: Vec<Ipv4Net>,
     /// How many of them are handed out, now or ever; the other three figures add up to it.
     pub size: u64,
-    /// How many are EIPs.
+    /// How many are EIPs or public IPs.
     pub allocated: u64,
     /// How many were given back and are not free again yet.
     pub cooling: u64,
@@ -174,6 +194,37 @@ pub struct Allocate {
 pub struct Attach {
     /// A VM's name or a private IP.
     pub target: String,
+    /// Whether the EIP may leave what it stands for now.
+    #[serde(default)]
+    pub reassign: bool,
+}
+
+/// Body of `PUT /v1/vms/{name}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVm {
+    /// Its address.
+    pub private_ip: Ipv4Addr,
+    /// Whose it is to be.
+    #[serde(default)]
+    pub account: Option<Name>,
+    /// Whether it is to have a public IP as long as it has no EIP.
+    #[serde(default = "yes")]
+    pub public_ip: bool,
+    /// The pool to take that from.
+    #[serde(default)]
+    pub pool: Option<Name>,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+/// What an import has done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    /// In words.
+    pub imported: String,
 }
 
 /// Body of every answer that is no success.

@@ -52,6 +52,12 @@ pub(super) enum Command {
     /// Elastic IPs
     #[command(subcommand)]
     Eip(Eip),
+    /// VMs
+    #[command(subcommand)]
+    Vm(Vm),
+    /// The desired state on disk
+    #[command(subcommand)]
+    Store(Store),
     /// Show packets by verdict, and dropped ones by reason
     Stats {
         /// Say of every counter what it means and what to do (in tables)
@@ -86,6 +92,9 @@ pub(super) enum Eip {
         eip: Ipv4Addr,
         /// A private IP, or a VM's name
         target: String,
+        /// Take it from what it stands for now, in one step
+        #[arg(long)]
+        reassign: bool,
     },
     /// Let an EIP stand for nothing; done when it returns
     Detach {
@@ -97,11 +106,61 @@ pub(super) enum Eip {
         /// The EIP
         eip: Ipv4Addr,
     },
+    /// Allocate and attach many EIPs, all of them or none
+    Import {
+        /// Lines `eip,private_ip[,account]`; `#` begins a comment
+        file: PathBuf,
+    },
     /// Show every EIP
     List,
     /// Show an EIP and what it has carried
     Show {
         /// The EIP
         eip: Ipv4Addr,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Vm {
+    /// Give a VM its place, and a public IP
+    Create {
+        /// Its name
+        name: Name,
+        /// Its address
+        #[arg(long)]
+        private_ip: Ipv4Addr,
+        /// Whose it is [default: default]
+        #[arg(long)]
+        account: Option<Name>,
+        /// The pool for its public IP; without it `default`, or the only one
+        #[arg(long, conflicts_with = "no_public_ip")]
+        pool: Option<Name>,
+        /// It is to have no public IP, now or later
+        #[arg(long)]
+        no_public_ip: bool,
+    },
+    /// Take a VM away; its EIP stays with its account, detached
+    Destroy {
+        /// Its name
+        name: Name,
+    },
+    /// Show every VM
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Store {
+    /// Copy the store of the running daemon to a file
+    Backup {
+        /// A file that does not exist yet
+        file: PathBuf,
+    },
+    /// Put a backup in the place of the store of a daemon that does not run; the old one is kept beside it
+    Restore {
+        /// The backup
+        file: PathBuf,
+        /// The configuration file of the daemon, if it sets another store path
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
     },
 }

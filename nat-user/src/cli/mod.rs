@@ -4,20 +4,24 @@ mod args;
 mod render;
 
 use std::ffi::OsString;
+use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
 use clap::Parser;
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::api::client::{self, Client};
 use crate::api::types;
-use crate::config::{Config, DEFAULT_PIN_PATH, KeyError};
+use crate::config::{Config, DEFAULT_PIN_PATH, DEFAULT_STORE_PATH, KeyError};
 use crate::daemon;
 use crate::dataplane::xdp;
-use args::{Cli, Command, Eip, Output, Pool};
+use crate::store;
+use args::{Cli, Command, Eip, Output, Pool, Store, Vm};
 
 /// Exit code: it was refused, or failed.
 const REFUSED: u8 = 1;
@@ -70,6 +74,8 @@ fn execute(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<()> {
             show(cli, out, &pools, |pools| render::pools(pools))
         }
         Command::Eip(command) => eip(cli, command, out),
+        Command::Vm(command) => vm(cli, command, out),
+        Command::Store(command) => store(cli, command, out),
     }
 }
 
@@ -80,9 +86,10 @@ fn eip(cli: &Cli, command: &Eip, out: &mut dyn Write) -> anyhow::Result<()> {
             let wanted = types::Allocate { pool: pool.clone(), address: *address, account: account.clone() };
             show(cli, out, &ask(cli, async |daemon| daemon.allocate(&wanted).await)?, one)
         }
-        Eip::Attach { eip, target } => {
-            show(cli, out, &ask(cli, async |daemon| daemon.attach(*eip, target).await)?, one)
+        Eip::Attach { eip, target, reassign } => {
+            show(cli, out, &ask(cli, async |daemon| daemon.attach(*eip, target, *reassign).await)?, one)
         }
+        Eip::Import { file } => import(cli, file, out),
         Eip::Detach { eip } => show(cli, out, &ask(cli, async |daemon| daemon.detach(*eip).await)?, one),
         Eip::Release { eip } => {
             let released = ask(cli, async |daemon| daemon.release(*eip).await)?;
@@ -95,6 +102,75 @@ fn eip(cli: &Cli, command: &Eip, out: &mut dyn Write) -> anyhow::Result<()> {
             let ask_both = async |daemon: Client| Ok((daemon.eip(*eip).await?, daemon.counters(*eip).await?));
             let (eip, counters) = ask(cli, ask_both)?;
             show(cli, out, &eip, |eip| render::eip(eip, &counters))
+        }
+    }
+}
+
+fn vm(cli: &Cli, command: &Vm, out: &mut dyn Write) -> anyhow::Result<()> {
+    match command {
+        Vm::Create { name, private_ip, account, pool, no_public_ip } => {
+            let wanted = types::CreateVm {
+                private_ip: *private_ip,
+                account: account.clone(),
+                public_ip: !no_public_ip,
+                pool: pool.clone(),
+            };
+            let created = ask(cli, async |daemon| daemon.create_vm(name, &wanted).await)?;
+            show(cli, out, &created, |vm| render::vms(std::slice::from_ref(vm)))
+        }
+        Vm::Destroy { name } => {
+            let destroyed = ask(cli, async |daemon| daemon.destroy_vm(name).await)?;
+            show(cli, out, &destroyed, |vm| format!("{} destroyed\n", vm.name))
+        }
+        Vm::List => show(cli, out, &ask(cli, async |daemon| daemon.vms().await)?, |vms| render::vms(vms)),
+    }
+}
+
+/// Shows how far an import is, on a terminal.
+fn import(cli: &Cli, file: &Path, out: &mut dyn Write) -> anyhow::Result<()> {
+    let at = || format!("{}", file.display());
+    let lines = fs::read(file).with_context(at)?;
+    let bar = ProgressBar::new(lines.len() as u64).with_style(
+        ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {elapsed}")?
+            .progress_chars("=> "),
+    );
+    bar.set_message("sending");
+    let shown = bar.clone();
+    let progress = move |sent| {
+        shown.set_position(sent);
+        if shown.length() == Some(sent) {
+            shown.set_style(ProgressStyle::default_spinner());
+            shown.set_message("the daemon commits them and puts them in force");
+            shown.enable_steady_tick(Duration::from_millis(100));
+        }
+    };
+    let imported = ask(cli, async |daemon| daemon.import(lines, progress).await);
+    bar.finish_and_clear();
+    let imported = imported.map_err(|error| match error.downcast_ref::<client::Error>() {
+        Some(client::Error::Refused(what)) => anyhow!("{}: {what}", file.display()),
+        _ => error,
+    })?;
+    show(cli, out, &imported, |imported| format!("{}\n", imported.imported))
+}
+
+fn store(cli: &Cli, command: &Store, out: &mut dyn Write) -> anyhow::Result<()> {
+    match command {
+        Store::Backup { file } => {
+            let copy = ask(cli, async |daemon| daemon.backup().await)?;
+            store::write_backup(file, &copy)?;
+            Ok(writeln!(out, "{} bytes in {}", HumanCount(copy.len() as u64), file.display())?)
+        }
+        Store::Restore { file, config } => {
+            let directory = match config {
+                Some(config) => {
+                    Config::read(config).map_err(|error| in_file(config, error.into()))?.store_path
+                }
+                None => DEFAULT_STORE_PATH.into(),
+            };
+            let (old, revision) = store::restore(&directory, file)?;
+            let kept =
+                old.map_or_else(String::new, |old| format!("; what was there is kept as {}", old.display()));
+            Ok(writeln!(out, "the store in {} is at revision {revision}{kept}", directory.display())?)
         }
     }
 }

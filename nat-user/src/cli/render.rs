@@ -7,7 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{DecimalBytes, HumanCount};
 use nat_common::verdict::{Punt, Reject};
 
-use crate::api::types::{Counters, Eip, EipState, Pool, Stats, Status};
+use crate::api::types::{Counters, Eip, EipState, Pool, Stats, Status, Vm};
 
 pub(super) fn status(status: &Status) -> String {
     let mut facts = vec![
@@ -53,6 +53,15 @@ pub(super) fn eip(eip: &Eip, counters: &Counters) -> String {
     ]
     .map(|fact| fact.map(str::to_owned));
     table(None, facts, &[])
+}
+
+pub(super) fn vms(vms: &[Vm]) -> String {
+    let rows = vms.iter().map(|vm| {
+        let public_ip = if vm.waiting { "waiting".to_owned() } else { or_dash(vm.public_ip.as_ref()) };
+        let private_ip = vm.private_ip.to_string();
+        [vm.name.to_string(), private_ip, public_ip, or_dash(vm.eip.as_ref()), vm.account.to_string()]
+    });
+    table(Some(["VM", "PRIVATE IP", "PUBLIC IP", "EIP", "ACCOUNT"]), rows, &[])
 }
 
 pub(super) fn pools(pools: &[Pool]) -> String {

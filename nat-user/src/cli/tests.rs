@@ -121,6 +121,80 @@ frame_truncated        7
 }
 
 #[test]
+fn a_vm_lives() {
+    let daemon = TestDaemon::start();
+    let created = r#"{"name":"web-1","private_ip":"10.0.0.2","public_ip":"203.0.113.0","eip":null,"account":"default"}"#;
+    for _ in 0..2 {
+        assert_eq!(daemon.done("vm create web-1 --private-ip 10.0.0.2 -o json").trim_end(), created);
+    }
+    daemon.done("eip allocate");
+    daemon.done("vm create web-2 --private-ip 10.0.0.3 --no-public-ip");
+    assert_eq!(
+        daemon.done("eip attach 203.0.113.1 web-1"),
+        "\
+EIP          STATE     PRIVATE IP  VM     ACCOUNT  POOL
+203.0.113.1  attached  10.0.0.2    web-1  default  default
+"
+    );
+    assert_eq!(
+        daemon.done("vm list"),
+        "\
+VM     PRIVATE IP  PUBLIC IP  EIP          ACCOUNT
+web-1  10.0.0.2    -          203.0.113.1  default
+web-2  10.0.0.3    -          -            default
+"
+    );
+    let (code, _, said) = daemon.eipnat("eip attach 203.0.113.1 web-2");
+    assert_eq!(code, 1, "{said}");
+    daemon.done("eip attach 203.0.113.1 web-2 --reassign");
+    assert_eq!(daemon.done("vm destroy web-2"), "web-2 destroyed\n");
+    let list = daemon.done("vm list -o json");
+    assert_eq!(
+        list.trim_end(),
+        r#"[{"name":"web-1","private_ip":"10.0.0.2","public_ip":"203.0.113.2","eip":null,"account":"default"}]"#
+    );
+    assert_eq!(daemon.dataplane.state().halves().len(), 2);
+}
+
+#[test]
+fn an_import_says_what_it_did_and_where_it_went_wrong() {
+    let daemon = TestDaemon::start();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let import = format!("eip import {}", file.path().display());
+    std::fs::write(file.path(), "# all of them\n203.0.113.1,10.0.0.1\n203.0.113.2, 10.0.0.2, acme\n")
+        .unwrap();
+    assert_eq!(daemon.done(&import), "2 of 2 EIPs imported\n");
+    assert_eq!(daemon.done(&format!("{import} -o json")), "{\"imported\":\"0 of 2 EIPs imported\"}\n");
+    assert_eq!(daemon.dataplane.state().halves().len(), 4);
+    std::fs::write(file.path(), "203.0.113.0,10.0.0.5\n203.0.113.1,10.0.0.6\n").unwrap();
+    let said = format!(
+        "error: {}: line 2: 203.0.113.1 is attached to 10.0.0.1; move it with --reassign, or detach it first: \
+         eipnat eip detach 203.0.113.1; nothing was imported\n",
+        file.path().display()
+    );
+    assert_eq!(daemon.eipnat(&import), (1, String::new(), said));
+    assert_eq!(daemon.done("eip list -o json").matches("\"eip\"").count(), 2);
+}
+
+#[test]
+fn a_backup_is_whole_and_can_be_restored() {
+    let daemon = TestDaemon::start();
+    daemon.done("vm create web-1 --private-ip 10.0.0.2");
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("backup.db");
+    let said = daemon.done(&format!("store backup {}", file.display()));
+    assert!(said.ends_with(&format!(" bytes in {}\n", file.display())), "{said}");
+    let (code, _, said) = daemon.eipnat(&format!("store backup {}", file.display()));
+    assert!(code == 1 && said.contains("exists"), "{said}");
+
+    let (old, revision) = crate::store::restore(&directory.path().join("store"), &file).unwrap();
+    assert_eq!((old, revision), (None, 1));
+    let running = crate::store::restore(&daemon.config.store_path, &file).unwrap_err().to_string();
+    assert!(running.contains("another daemon has"), "{running}");
+    daemon.done("vm destroy web-1");
+}
+
+#[test]
 fn stats_explain_themselves() {
     let daemon = TestDaemon::start();
     let explained = daemon.done("stats --explain");

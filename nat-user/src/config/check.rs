@@ -1,6 +1,6 @@
 //! What the file means: defaults, ranges, and the rules that span several keys.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -9,8 +9,11 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use nat_common::abi::{MAX_POOL_CIDRS, MAX_PORTS};
 
-use super::{Api, Config, DEFAULT_PIN_PATH, DEFAULT_SOCKET, Datapath, KeyError, MAX_BINDINGS, Mode, raw};
-use crate::model::{Name, PoolSpec, unusable};
+use super::{
+    Api, Config, DEFAULT_PIN_PATH, DEFAULT_SOCKET, DEFAULT_STORE_PATH, Datapath, KeyError, MAX_BINDINGS,
+    Mode, raw,
+};
+use crate::model::{Name, PoolSpec, Quota, Spec, unusable};
 
 type Result<T> = std::result::Result<T, KeyError>;
 
@@ -21,14 +24,16 @@ const MAX_REUSE_DELAY: Duration = Duration::from_hours(365 * 24);
 /// Gives the file its meaning.
 pub(super) fn config(raw: raw::Raw) -> Result<Config> {
     let pools = pools(raw.pool)?;
+    let quotas = quotas(raw.account)?;
+    let default_quota = quota("quota", raw.quota.eips, raw.quota.vms)?;
     let public_ip = raw.node.public_ip.map(|text| public_ip(&text, &pools)).transpose()?;
     Ok(Config {
         node_name: name("node.name", raw.node.name.as_deref().unwrap_or("nat-1"))?,
         datapath: datapath(raw.datapath, public_ip)?,
-        store_path: absolute("store.path", raw.store.path, "/var/lib/eipnat")?,
+        store_path: absolute("store.path", raw.store.path, DEFAULT_STORE_PATH)?,
         api: api(raw.api)?,
         metrics_listen: listen(raw.metrics.listen.as_deref().unwrap_or("127.0.0.1:9464"))?,
-        pools,
+        spec: Spec { pools, default_quota, quotas },
     })
 }
 
@@ -154,6 +159,39 @@ fn pools(raw: Vec<raw::Pool>) -> Result<Vec<PoolSpec>> {
     }
     no_overlap(&pools)?;
     Ok(pools)
+}
+
+fn quotas(raw: Vec<raw::Account>) -> Result<BTreeMap<Name, Quota>> {
+    let mut quotas = BTreeMap::new();
+    for (index, account) in raw.into_iter().enumerate() {
+        let key = format!("account[{index}]");
+        let Some(text) = account.name else {
+            return Err(KeyError::new(
+                format!("{key}.name"),
+                r#"missing; name the account, as in name = "acme""#,
+            ));
+        };
+        let name = name(&format!("{key}.name"), &text)?;
+        if quotas.insert(name, quota(&key, account.eips, account.vms)?).is_some() {
+            let what = format!(r#"a second account "{text}"; say everything about it in one place"#);
+            return Err(KeyError::new(format!("{key}.name"), what));
+        }
+    }
+    Ok(quotas)
+}
+
+fn quota(key: &str, eips: Option<i64>, vms: Option<i64>) -> Result<Quota> {
+    let number = |of: &str, wanted: Option<i64>| {
+        wanted
+            .map(|wanted| {
+                u64::try_from(wanted).map_err(|_| {
+                    let what = format!("{wanted} is below zero; write how many an account may have");
+                    KeyError::new(format!("{key}.{of}"), what)
+                })
+            })
+            .transpose()
+    };
+    Ok(Quota { eips: number("eips", eips)?, vms: number("vms", vms)? })
 }
 
 fn pool(key: &str, raw: raw::Pool) -> Result<PoolSpec> {

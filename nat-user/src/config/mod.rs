@@ -12,7 +12,7 @@ mod tests;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use crate::model::{Name, PoolSpec};
+use crate::model::{Name, Spec};
 pub(crate) use host::group_id;
 
 /// Where the pins are unless the configuration says otherwise.
@@ -20,6 +20,9 @@ pub const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/eipnat";
 
 /// Where the daemon's socket is unless the configuration says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/eipnat/api.sock";
+
+/// Where the store is unless the configuration says otherwise.
+pub const DEFAULT_STORE_PATH: &str = "/var/lib/eipnat";
 
 /// Most bindings that a node can be configured for.
 pub const MAX_BINDINGS: u32 = 1 << 24;
@@ -37,8 +40,8 @@ pub struct Config {
     pub api: Api,
     /// Where `/metrics` is served.
     pub metrics_listen: SocketAddr,
-    /// Where public addresses come from: at least one pool, no two of them overlapping.
-    pub pools: Vec<PoolSpec>,
+    /// Where public addresses come from (at least one pool, no two of them overlapping), and who may have how many.
+    pub spec: Spec,
 }
 
 /// Interfaces and BPF state.

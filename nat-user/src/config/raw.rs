@@ -17,6 +17,11 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("api.socket", r#""/run/eipnat/api.sock""#),
     ("api.group", r#""eipnat""#),
     ("metrics.listen", r#""127.0.0.1:9464""#),
+    ("quota.eips", "100"),
+    ("quota.vms", "100"),
+    ("account[].name", r#""acme""#),
+    ("account[].eips", "1000"),
+    ("account[].vms", "1000"),
     ("pool[].name", r#""default""#),
     ("pool[].cidrs", r#"["203.0.113.0/24"]"#),
     ("pool[].reserve", r#"["203.0.113.1"]"#),
@@ -39,7 +44,24 @@ pub(super) struct Raw {
     pub(super) store: Store,
     pub(super) api: Api,
     pub(super) metrics: Metrics,
+    pub(super) quota: Quota,
+    pub(super) account: Vec<Account>,
     pub(super) pool: Vec<Pool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, expecting = "a table")]
+pub(super) struct Quota {
+    pub(super) eips: Option<i64>,
+    pub(super) vms: Option<i64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, expecting = "a table")]
+pub(super) struct Account {
+    pub(super) name: Option<String>,
+    pub(super) eips: Option<i64>,
+    pub(super) vms: Option<i64>,
 }
 
 #[derive(Default, Deserialize)]
@@ -115,6 +137,7 @@ fn wrong_type(key: &str, error: &toml::de::Error) -> KeyError {
     let mend =
         match EXAMPLES.iter().find(|(known, _)| general.strip_suffix("[]").unwrap_or(&general) == *known) {
             Some((known, example)) => format!("write it as in {} = {example}", last(known)),
+            None if key.starts_with("account") => "begin each account with a line [[account]]".to_owned(),
             None if key.starts_with("pool") => "begin each pool with a line [[pool]]".to_owned(),
             None => format!("begin the section with a line [{}]", general.trim_end_matches("[]")),
         };
@@ -127,7 +150,7 @@ fn unknown_key(key: &str) -> KeyError {
     let general = without_indices(key);
     let section = general.rsplit_once('.').map_or("", |(section, _)| section);
     let known: Vec<&str> = if section.is_empty() {
-        vec!["[node]", "[datapath]", "[store]", "[api]", "[metrics]", "[[pool]]"]
+        vec!["[node]", "[datapath]", "[store]", "[api]", "[metrics]", "[quota]", "[[account]]", "[[pool]]"]
     } else {
         let keys = EXAMPLES.iter().map(|(known, _)| *known);
         keys.filter(|known| known.rsplit_once('.').is_some_and(|(its, _)| its == section)).map(last).collect()

@@ -55,7 +55,7 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "[node]",
         "[nodes]",
         "nodes: unknown key; correct or remove it \
-         (known here: [node], [datapath], [store], [api], [metrics], [[pool]])",
+         (known here: [node], [datapath], [store], [api], [metrics], [quota], [[account]], [[pool]])",
     ),
     (
         r#"name = "other""#,
@@ -347,9 +347,9 @@ fn a_good_file_is_what_it_says() {
     assert_eq!(config.datapath.public_ip, Some([192, 0, 2, 1].into()));
     assert_eq!((config.datapath.mode, config.datapath.max_bindings), (Mode::Auto, 1 << 20));
     assert_eq!(config.api.group.as_deref(), Some("root"));
-    let cidrs: Vec<String> = config.pools[0].cidrs.iter().map(ToString::to_string).collect();
+    let cidrs: Vec<String> = config.spec.pools[0].cidrs.iter().map(ToString::to_string).collect();
     assert_eq!(cidrs, ["203.0.113.0/25", "203.0.113.128/25"], "ascending");
-    assert_eq!(config.pools[0].reuse_delay, std::time::Duration::from_mins(1));
+    assert_eq!(config.spec.pools[0].reuse_delay, std::time::Duration::from_mins(1));
 }
 
 #[test]
@@ -367,5 +367,5 @@ fn what_is_left_out_has_a_default() {
     let datapath =
         Datapath { uplinks: vec!["eth7".into()], downlinks: vec!["eth7".into()], ..explicit.datapath };
     assert_eq!(config.datapath, Datapath { public_ip: None, ..datapath });
-    assert_eq!(config.pools[0].reuse_delay, explicit.pools[0].reuse_delay);
+    assert_eq!(config.spec.pools[0].reuse_delay, explicit.spec.pools[0].reuse_delay);
 }

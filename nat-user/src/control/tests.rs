@@ -3,25 +3,30 @@ use std::time::Duration;
 use super::*;
 use crate::dataplane::memory::{Event, MemoryDataplane};
 use crate::dataplane::{Binding, Half};
-use crate::model::{Name, Target};
+use crate::model::{Name, PoolSpec, Spec, Target};
 
 const EIP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 0);
 const VM: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 const BINDING: Binding = Binding { public_ip: EIP, tenant: 0, private_ip: VM, meter: 0 };
 const ALLOCATE: Command = Command::Allocate { pool: None, address: None, account: None };
-const ATTACH: Command = Command::Attach(EIP, Target::PrivateIp(VM));
+const ATTACH: Command = Command::Attach { eip: EIP, target: Target::PrivateIp(VM), reassign: false };
 
-fn start(dataplane: &MemoryDataplane) -> Control {
+fn try_start(dataplane: &MemoryDataplane) -> anyhow::Result<Control> {
     let pool = PoolSpec {
         name: Name::default_one(),
         cidrs: vec!["203.0.113.0/24".parse().unwrap()],
         reserve: [].into(),
         reuse_delay: Duration::ZERO,
     };
-    Control::start(vec![pool], Box::new(dataplane.clone())).unwrap()
+    let spec = Spec { pools: vec![pool], ..Spec::default() };
+    Control::start(Store::in_memory(spec, dataplane.capacity()).unwrap(), Box::new(dataplane.clone()))
 }
 
-fn execute(control: &mut Control, command: &Command) -> Result<Eip, Error> {
+fn start(dataplane: &MemoryDataplane) -> Control {
+    try_start(dataplane).unwrap()
+}
+
+fn execute(control: &mut Control, command: &Command) -> Result<Subject, Error> {
     control.execute(command, SystemTime::UNIX_EPOCH)
 }
 
@@ -62,33 +67,75 @@ fn a_revision_is_a_change() {
 }
 
 #[test]
-fn a_meter_goes_on_after_a_detach_and_begins_anew_after_a_release() {
+fn what_an_eip_has_carried_goes_on_after_a_detach_and_begins_anew_after_a_release() {
     let dataplane = MemoryDataplane::new(1);
     let mut control = start(&dataplane);
     execute(&mut control, &ALLOCATE).unwrap();
-    assert_eq!(control.meter(EIP).unwrap(), Meter::default());
+    assert_eq!(control.carried(EIP).unwrap(), Carried::default());
     assert!(control.metered().unwrap().is_empty());
     execute(&mut control, &ATTACH).unwrap();
-    let carried = Meter { in_bytes: 1500, in_packets: 1, ..Meter::default() };
-    dataplane.state().meters[0] = carried;
+    dataplane.state().meters[0] = Meter { in_bytes: 1500, in_packets: 1, ..Meter::default() };
+    let carried = Carried { in_bytes: 1500, in_packets: 1, ..Carried::default() };
+    assert_eq!(control.carried(EIP).unwrap(), carried);
     execute(&mut control, &Command::Detach(EIP)).unwrap();
-    assert_eq!(control.meter(EIP).unwrap(), carried);
+    assert_eq!(control.carried(EIP).unwrap(), carried);
+    assert_eq!(control.model().closing().count(), 0);
     execute(&mut control, &ATTACH).unwrap();
     assert_eq!(control.metered().unwrap()[0].1, carried);
+    dataplane.state().meters[0] = Meter { out_bytes: 40, out_packets: 1, ..Meter::default() };
+    assert_eq!(control.metered().unwrap()[0].1, Carried { out_bytes: 40, out_packets: 1, ..carried });
     for command in [Command::Detach(EIP), Command::Release(EIP), ALLOCATE] {
         execute(&mut control, &command).unwrap();
     }
     let next = Ipv4Addr::new(203, 0, 113, 1);
-    execute(&mut control, &Command::Attach(next, Target::PrivateIp(VM))).unwrap();
-    assert_eq!(control.meter(next).unwrap(), Meter::default());
+    let attach = Command::Attach { eip: next, target: Target::PrivateIp(VM), reassign: false };
+    execute(&mut control, &attach).unwrap();
+    assert_eq!(control.carried(next).unwrap(), Carried::default());
 }
 
 #[test]
-fn what_an_earlier_daemon_left_is_cleared() {
+fn a_new_store_does_not_take_a_datapath_down_that_serves() {
     let mut dataplane = MemoryDataplane::new(4);
     dataplane.insert(Half::Inbound(BINDING)).unwrap();
-    start(&dataplane);
-    assert_eq!(dataplane.state().halves(), []);
+    let error = try_start(&dataplane).err().unwrap().to_string();
+    assert!(error.starts_with("store.path: the store is new, but the datapath serves bindings"), "{error}");
+    assert_eq!(dataplane.state().halves(), [Half::Inbound(BINDING)]);
+}
+
+#[test]
+fn a_vm_that_waits_is_served_when_time_has_come() {
+    let dataplane = MemoryDataplane::new(1);
+    let mut control = start(&dataplane);
+    execute(&mut control, &ALLOCATE).unwrap();
+    execute(&mut control, &ATTACH).unwrap();
+    let name: Name = "web".parse().unwrap();
+    let create =
+        Command::CreateVm { name: name.clone(), private_ip: VM, account: None, public_ip: true, pool: None };
+    execute(&mut control, &create).unwrap();
+    assert_eq!(control.model().vm(&name).unwrap().public_ip, None, "it has an EIP");
+    execute(&mut control, &Command::Detach(EIP)).unwrap();
+    let public_ip = control.model().vm(&name).unwrap().public_ip.unwrap().address;
+    assert_eq!(dataplane.state().halves().len(), 2);
+    let next = Command::Attach { eip: EIP, target: Target::Vm(name.clone()), reassign: false };
+    execute(&mut control, &next).unwrap();
+    let events = dataplane.state().events.clone();
+    let last: Vec<&str> = events
+        .iter()
+        .rev()
+        .take(6)
+        .map(|event| match event {
+            Event::Insert(Half::Inbound(_)) => "in+",
+            Event::Insert(Half::Outbound(_)) => "out+",
+            Event::Remove(Half::Inbound(_)) => "in-",
+            Event::Remove(Half::Outbound(_)) => "out-",
+            Event::Quiesce => "quiesce",
+            Event::ResetMeter(_) => "reset",
+        })
+        .collect();
+    assert_eq!(last, ["in+", "out+", "quiesce", "out-", "in-", "reset"], "never two addresses at once");
+    assert_ne!(public_ip, EIP);
+    control.tick(SystemTime::UNIX_EPOCH);
+    assert_eq!(dataplane.state().halves().len(), 2);
 }
 
 #[test]
@@ -105,11 +152,11 @@ fn a_datapath_that_fails_is_told_and_mended() {
         "accepted, but not in force yet: the datapath lags behind revision 3: the datapath in memory was told to fail"
     );
     assert!(control.problem().is_some());
-    control.repair();
+    control.tick(SystemTime::UNIX_EPOCH);
     assert!(control.problem().is_some());
 
     dataplane.state().broken = false;
-    control.repair();
+    control.tick(SystemTime::UNIX_EPOCH);
     assert_eq!((control.problem(), dataplane.state().halves()), (None, vec![]));
 }
 

@@ -10,6 +10,7 @@ use nat_common::abi::Meter;
 use nat_common::verdict::{Punt, Reject};
 
 use super::{Binding, Dataplane, Half, Mode, Port, Role, Verdicts};
+use crate::model::SPARE_METERS;
 
 /// A call that changed something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +60,7 @@ impl MemoryDataplane {
         Self(Arc::new(Mutex::new(State {
             inbound: BTreeMap::new(),
             outbound: BTreeMap::new(),
-            meters: vec![Meter::default(); capacity as usize],
+            meters: vec![Meter::default(); (capacity + SPARE_METERS) as usize],
             verdicts,
             events: Vec::new(),
             broken: false,
@@ -162,6 +163,6 @@ impl Dataplane for MemoryDataplane {
     }
 
     fn capacity(&self) -> u32 {
-        u32::try_from(self.state().meters.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.state().meters.len()).unwrap_or(u32::MAX) - SPARE_METERS
     }
 }

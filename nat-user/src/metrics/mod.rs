@@ -8,7 +8,7 @@ use axum::routing::get;
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, TextEncoder};
 
-use crate::api::types::{Counters, Stats};
+use crate::api::types::Stats;
 use crate::control::{self, Control, Shared};
 
 /// The metrics of a control plane.
@@ -32,7 +32,6 @@ fn families(control: &Control) -> anyhow::Result<Vec<MetricFamily>> {
         let (address, account) = (eip.address.to_string(), eip.account.to_string());
         let labels =
             |direction| [("eip", address.as_str()), ("account", account.as_str()), ("direction", direction)];
-        let meter = Counters::from(meter);
         bytes.extend([counter(&labels("in"), meter.in_bytes), counter(&labels("out"), meter.out_bytes)]);
         packets
             .extend([counter(&labels("in"), meter.in_packets), counter(&labels("out"), meter.out_packets)]);

@@ -1,35 +1,42 @@
 //! Which places in the datapath's array of counters are taken.
 
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
 
-/// Hands out meter indices below a capacity. One that was given back comes last, so that a reader who is late mixes
-/// up as little as possible.
+/// Hands out meter indices below a capacity, the lowest first.
 #[derive(Clone, Debug)]
 pub(super) struct Meters {
-    pub(super) capacity: u32,
-    /// The lowest index that was never taken.
+    capacity: u32,
+    /// The lowest index above all that were ever taken.
     fresh: u32,
-    /// Indices that were given back, the oldest first.
-    pub(super) returned: VecDeque<u32>,
+    /// Indices below it that are free.
+    free: BTreeSet<u32>,
 }
 
 impl Meters {
     pub(super) fn new(capacity: u32) -> Self {
-        Self { capacity, fresh: 0, returned: VecDeque::new() }
+        Self { capacity, fresh: 0, free: BTreeSet::new() }
     }
 
-    /// The index that is handed out next.
-    pub(super) fn next(&self) -> Option<u32> {
-        if self.fresh < self.capacity { Some(self.fresh) } else { self.returned.front().copied() }
+    /// Those that can be taken.
+    pub(super) fn free(&self) -> impl Iterator<Item = u32> {
+        self.free.iter().copied().chain(self.fresh..self.capacity)
     }
 
-    /// Marks [`Meters::next`] as taken.
-    pub(super) fn take_next(&mut self) {
-        if self.fresh < self.capacity {
-            self.fresh += 1;
-        } else {
-            self.returned.pop_front();
+    /// Takes one; false if it is not to be had.
+    pub(super) fn take(&mut self, meter: u32) -> bool {
+        if meter >= self.capacity {
+            return false;
         }
+        if meter >= self.fresh {
+            self.free.extend(self.fresh..meter);
+            self.fresh = meter + 1;
+            return true;
+        }
+        self.free.remove(&meter)
+    }
+
+    pub(super) fn give_back(&mut self, meter: u32) {
+        self.free.insert(meter);
     }
 }
 
@@ -38,16 +45,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fresh_ones_first_then_the_oldest_returned() {
-        let mut meters = Meters::new(3);
-        let take = |meters: &mut Meters| {
-            let meter = meters.next();
-            meters.take_next();
-            meter
-        };
-        assert_eq!([take(&mut meters), take(&mut meters)], [Some(0), Some(1)]);
-        meters.returned.extend([1, 0]);
-        assert_eq!([0, 1, 2].map(|_| take(&mut meters)), [Some(2), Some(1), Some(0)]);
-        assert_eq!(meters.next(), None);
+    fn every_index_is_taken_once_in_any_order() {
+        let mut meters = Meters::new(4);
+        assert!(meters.take(2) && !meters.take(2) && !meters.take(4));
+        assert_eq!(meters.free().collect::<Vec<_>>(), [0, 1, 3]);
+        assert!(meters.take(0));
+        meters.give_back(2);
+        assert_eq!(meters.free().collect::<Vec<_>>(), [1, 2, 3]);
+        assert!(meters.take(3) && meters.take(2) && meters.take(1));
+        assert_eq!(meters.free().next(), None);
     }
 }

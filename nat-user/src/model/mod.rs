@@ -1,32 +1,38 @@
-//! The desired state: pools, EIPs and what they are attached to.
+//! The desired state: pools, accounts, VMs, EIPs and what they are attached to.
 //!
 //! **Invariant:** nothing in here does I/O or looks at a clock; time is passed in. [`Model::plan`] decides what a
 //! command changes without changing it, [`crate::store::Store::commit`] makes that durable, and only then
 //! `Model::apply` shows it.
 
+mod import;
 mod meters;
 mod name;
+mod plan;
 mod pool;
+mod records;
 mod refusal;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
-use std::fmt;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::time::SystemTime;
 
 use ipnet::Ipv4Net;
 
 use crate::dataplane::Binding;
+pub use import::{ImportError, Line};
 use meters::Meters;
 pub use name::{Name, NameError, Target};
+pub use plan::Command;
 use pool::Pool;
 pub use pool::PoolSpec;
+pub use records::{Attachment, Carried, Change, Closing, Edit, Eip, PublicIp, Record, Returned, Subject, Vm};
 pub use refusal::{Kind, Refusal};
 
-/// The plain, untagged network.
-const TENANT: u32 = 0;
+/// Meters beyond the bindings that there is room for: a binding that takes another's place begins to count while the
+/// old one's meter is still to be read.
+pub const SPARE_METERS: u32 = 64;
 
 /// Addresses that are never a VM's nor handed out, with what they are instead.
 const UNUSABLE: [(Ipv4Net, &str); 5] = [
@@ -47,119 +53,6 @@ pub fn unusable(net: Ipv4Net) -> Option<&'static str> {
     UNUSABLE.iter().find(|(range, _)| range.contains(&net) || net.contains(range)).map(|(_, what)| *what)
 }
 
-/// A public address that an account holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Eip {
-    /// The public address.
-    pub address: Ipv4Addr,
-    /// The pool that it is from.
-    pub pool: Name,
-    /// Who holds it.
-    pub account: Name,
-    /// The counters that its traffic is billed on: its own from the first attach to the release.
-    pub meter: Option<u32>,
-    /// What it is attached to.
-    pub private_ip: Option<Ipv4Addr>,
-}
-
-impl Eip {
-    /// The binding that the datapath has to serve.
-    #[must_use]
-    pub fn binding(&self) -> Option<Binding> {
-        let (private_ip, meter) = (self.private_ip?, self.meter?);
-        Some(Binding { public_ip: self.address, tenant: TENANT, private_ip, meter })
-    }
-}
-
-/// What somebody wants.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// An account wants an EIP.
-    Allocate {
-        /// From this pool.
-        pool: Option<Name>,
-        /// This very address.
-        address: Option<Ipv4Addr>,
-        /// The account.
-        account: Option<Name>,
-    },
-    /// An EIP is to stand for a target. Fine if it does already.
-    Attach(Ipv4Addr, Target),
-    /// An EIP is to stand for nothing. Fine if it does not.
-    Detach(Ipv4Addr),
-    /// An EIP is given back.
-    Release(Ipv4Addr),
-}
-
-/// What a command changes; only [`Model::plan`] makes one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// An address becomes an EIP.
-    Allocate(Eip),
-    /// An EIP is attached, detached, or (`before == after`) as it should be.
-    Update {
-        /// As it was.
-        before: Eip,
-        /// As it is to be.
-        after: Eip,
-    },
-    /// An EIP goes back to its pool.
-    Release {
-        /// As it was.
-        eip: Eip,
-        /// When.
-        at: SystemTime,
-    },
-}
-
-impl Change {
-    /// The EIP as it is to be; as it was, if it goes.
-    #[must_use]
-    pub const fn eip(&self) -> &Eip {
-        match self {
-            Self::Allocate(eip) | Self::Update { after: eip, .. } | Self::Release { eip, .. } => eip,
-        }
-    }
-
-    /// Whether everything is so already.
-    #[must_use]
-    pub fn is_nothing(&self) -> bool {
-        matches!(self, Self::Update { before, after } if before == after)
-    }
-
-    /// The meter that comes into use, if any.
-    #[must_use]
-    pub const fn new_meter(&self) -> Option<u32> {
-        match self {
-            Self::Update { before: Eip { meter: None, .. }, after } => after.meter,
-            _ => None,
-        }
-    }
-
-    /// The bindings that it concerns: what was bound, and what is to be.
-    #[must_use]
-    pub fn bindings(&self) -> (Option<Binding>, Option<Binding>) {
-        match self {
-            Self::Update { before, after } => (before.binding(), after.binding()),
-            Self::Allocate(_) | Self::Release { .. } => (None, None),
-        }
-    }
-}
-
-impl fmt::Display for Change {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Eip { address, pool, account, .. } = self.eip();
-        match self {
-            Self::Allocate(_) => write!(f, "{address} of pool {pool} allocated to account {account}"),
-            Self::Release { .. } => write!(f, "{address} of account {account} released"),
-            Self::Update { after: Eip { private_ip: Some(private_ip), .. }, .. } => {
-                write!(f, "{address} attached to {private_ip}")
-            }
-            Self::Update { .. } => write!(f, "{address} detached"),
-        }
-    }
-}
-
 /// A pool in figures.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolUsage<'a> {
@@ -167,7 +60,7 @@ pub struct PoolUsage<'a> {
     pub spec: &'a PoolSpec,
     /// Addresses that it can hand out, all in all. The other three figures add up to it.
     pub size: u64,
-    /// Addresses that are held.
+    /// Addresses that are held: EIPs, and VMs' public IPs.
     pub allocated: u64,
     /// Addresses that were given back and are not free again yet.
     pub cooling: u64,
@@ -175,27 +68,73 @@ pub struct PoolUsage<'a> {
     pub free: u64,
 }
 
+/// How much an account may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quota {
+    /// EIPs; `None`: any number.
+    pub eips: Option<u64>,
+    /// VMs; `None`: any number.
+    pub vms: Option<u64>,
+}
+
+/// What the configuration says about the desired state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spec {
+    /// The pools.
+    pub pools: Vec<PoolSpec>,
+    /// What an account may have that is not in `quotas`.
+    pub default_quota: Quota,
+    /// What certain accounts may have.
+    pub quotas: BTreeMap<Name, Quota>,
+}
+
+/// What an account has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Holdings {
+    eips: u64,
+    vms: u64,
+}
+
 /// The desired state.
 ///
-/// **Invariant:** every EIP is in one pool; bindings are 1:1 both ways; every bound EIP has a meter that no other has.
+/// **Invariant:** bindings are 1:1 both ways; every binding has a meter that no other has; an address of a pool is
+/// held by one, waits to be free again, or is free.
 #[derive(Clone, Debug)]
 pub struct Model {
     pools: Vec<Pool>,
+    default_quota: Quota,
+    quotas: BTreeMap<Name, Quota>,
+    /// How many bindings there may be.
+    capacity: u32,
     eips: BTreeMap<Ipv4Addr, Eip>,
-    /// Private address -> EIP.
+    vms: BTreeMap<Name, Vm>,
+    vm_names: HashMap<Ipv4Addr, Name>,
+    /// Private address -> public address.
     bound: HashMap<Ipv4Addr, Ipv4Addr>,
+    /// VMs without the public IP that they should have, in the order of their turn.
+    waiting: BTreeSet<(SystemTime, Name)>,
+    closing: BTreeMap<u32, Closing>,
+    accounts: BTreeMap<Name, Holdings>,
     meters: Meters,
 }
 
 impl Model {
-    /// Nothing held yet. `capacity` is how many meters the datapath has.
+    /// Nothing held yet. `capacity` is how many bindings the datapath has room for.
     #[must_use]
-    pub fn new(pools: Vec<PoolSpec>, capacity: u32) -> Self {
+    pub fn new(spec: Spec, capacity: u32) -> Self {
         Self {
-            pools: pools.into_iter().map(Pool::new).collect(),
+            pools: spec.pools.into_iter().map(Pool::new).collect(),
+            default_quota: spec.default_quota,
+            quotas: spec.quotas,
+            capacity,
             eips: BTreeMap::new(),
+            vms: BTreeMap::new(),
+            vm_names: HashMap::new(),
             bound: HashMap::new(),
-            meters: Meters::new(capacity),
+            waiting: BTreeSet::new(),
+            closing: BTreeMap::new(),
+            accounts: BTreeMap::new(),
+            meters: Meters::new(capacity.saturating_add(SPARE_METERS)),
         }
     }
 
@@ -212,9 +151,34 @@ impl Model {
         self.eips.get(&address).ok_or(Refusal::UnknownEip(address))
     }
 
+    /// Every VM, by name.
+    pub fn vms(&self) -> impl Iterator<Item = &Vm> {
+        self.vms.values()
+    }
+
+    /// One VM.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub fn vm(&self, name: &Name) -> Result<&Vm, Refusal> {
+        self.vms.get(name).ok_or_else(|| Refusal::UnknownVm(name.clone()))
+    }
+
+    /// The VM that has a private address.
+    #[must_use]
+    pub fn vm_at(&self, private_ip: Ipv4Addr) -> Option<&Vm> {
+        self.vms.get(self.vm_names.get(&private_ip)?)
+    }
+
+    /// The EIP that stands for a private address.
+    #[must_use]
+    pub fn eip_of(&self, private_ip: Ipv4Addr) -> Option<&Eip> {
+        self.eips.get(self.bound.get(&private_ip)?)
+    }
+
     /// Every binding that the datapath has to serve.
     pub fn bindings(&self) -> impl Iterator<Item = Binding> {
-        self.eips.values().filter_map(Eip::binding)
+        self.records().filter_map(|record| record.binding())
     }
 
     /// How many bindings there are.
@@ -223,143 +187,165 @@ impl Model {
         self.bound.len()
     }
 
+    /// Meters that are still to be read for the last time.
+    pub fn closing(&self) -> impl Iterator<Item = &Closing> {
+        self.closing.values()
+    }
+
+    /// EIPs and public IPs that are in no pool of the configuration any more. They go on being served.
+    pub fn orphans(&self) -> impl Iterator<Item = Ipv4Addr> {
+        let public_ips = self.vms.values().filter_map(|vm| vm.public_ip.map(|public_ip| public_ip.address));
+        self.eips.keys().copied().chain(public_ips).filter(|address| self.pool_of(*address).is_none())
+    }
+
     /// Every pool in figures.
     pub fn pools(&self, now: SystemTime) -> impl Iterator<Item = PoolUsage<'_>> {
         self.pools.iter().map(move |pool| pool.usage(now))
     }
 
-    /// What `command` would change now.
+    fn records(&self) -> impl Iterator<Item = Record> {
+        let eips = self.eips.values().cloned().map(Record::Eip);
+        eips.chain(self.vms.values().cloned().map(Record::Vm))
+    }
+
+    /// Carries a change out. It must come from this very state.
+    pub(crate) fn apply(&mut self, change: Change) {
+        // Everything goes before anything comes: one record may take what another leaves.
+        for before in change.edits.iter().filter_map(|edit| edit.before.as_ref()) {
+            self.remove(before);
+        }
+        for after in change.edits.into_iter().filter_map(|edit| edit.after) {
+            let inserted = self.insert(after);
+            debug_assert_eq!(inserted, Ok(()), "a plan makes no contradiction");
+        }
+    }
+
+    /// Adds a record.
     ///
     /// # Errors
-    /// If it cannot be.
-    pub fn plan(&self, command: &Command, now: SystemTime) -> Result<Change, Refusal> {
-        match command {
-            Command::Allocate { pool, address, account } => {
-                self.plan_allocate(pool.as_ref(), *address, account.as_ref(), now)
-            }
-            Command::Attach(eip, target) => self.plan_attach(*eip, target),
-            Command::Detach(eip) => {
-                let before = self.eip(*eip)?.clone();
-                Ok(Change::Update { after: Eip { private_ip: None, ..before.clone() }, before })
-            }
-            Command::Release(eip) => match self.eip(*eip)? {
-                Eip { private_ip: Some(private_ip), .. } => {
-                    Err(Refusal::Attached { eip: *eip, private_ip: *private_ip })
-                }
-                eip => Ok(Change::Release { eip: eip.clone(), at: now }),
-            },
+    /// If it contradicts those that are there; the text says which.
+    pub(crate) fn insert(&mut self, record: Record) -> Result<(), String> {
+        if let Some(binding) = record.binding() {
+            self.bind(&binding)?;
         }
-    }
-
-    fn plan_allocate(
-        &self,
-        pool: Option<&Name>,
-        address: Option<Ipv4Addr>,
-        account: Option<&Name>,
-        now: SystemTime,
-    ) -> Result<Change, Refusal> {
-        let named =
-            pool.map(|name| self.pool(name).ok_or_else(|| Refusal::UnknownPool(name.clone()))).transpose()?;
-        let (pool, address) = if let Some(address) = address {
-            (self.wanted(address, named, now)?, address)
-        } else {
-            let pool = named.or_else(|| self.default_pool()).ok_or(Refusal::WhichPool)?;
-            (pool, pool.next(now)?)
-        };
-        let account = account.cloned().unwrap_or_else(Name::default_one);
-        Ok(Change::Allocate(Eip {
-            address,
-            pool: pool.spec.name.clone(),
-            account,
-            meter: None,
-            private_ip: None,
-        }))
-    }
-
-    /// The pool of an address that was asked for by itself, if it can be had.
-    fn wanted<'a>(
-        &'a self,
-        address: Ipv4Addr,
-        named: Option<&'a Pool>,
-        now: SystemTime,
-    ) -> Result<&'a Pool, Refusal> {
-        let pool = self.pool_of(address).ok_or(Refusal::InNoPool(address))?;
-        if let Some(named) = named.filter(|named| named.spec.name != pool.spec.name) {
-            let (actual, wanted) = (pool.spec.name.clone(), named.spec.name.clone());
-            return Err(Refusal::InOtherPool { address, actual, wanted });
-        }
-        if let Some(holder) = self.eips.get(&address) {
-            return Err(Refusal::Held { address, account: holder.account.clone() });
-        }
-        pool.check(address, now)?;
-        Ok(pool)
-    }
-
-    fn plan_attach(&self, eip: Ipv4Addr, target: &Target) -> Result<Change, Refusal> {
-        let before = self.eip(eip)?.clone();
-        let private_ip = match target {
-            Target::PrivateIp(private_ip) => *private_ip,
-            Target::Vm(name) => return Err(Refusal::UnknownVm(name.clone())),
-        };
-        if before.private_ip == Some(private_ip) {
-            return Ok(Change::Update { after: before.clone(), before });
-        }
-        if let Some(range) = unusable(private_ip.into()) {
-            return Err(Refusal::Unusable { private_ip, range });
-        }
-        if let Some(pool) = self.pool_of(private_ip) {
-            return Err(Refusal::NotPrivate { private_ip, pool: pool.spec.name.clone() });
-        }
-        if let Some(private_ip) = before.private_ip {
-            return Err(Refusal::Attached { eip, private_ip });
-        }
-        if let Some(&eip) = self.bound.get(&private_ip) {
-            return Err(Refusal::PrivateIpBound { private_ip, eip });
-        }
-        let meter =
-            before.meter.or_else(|| self.meters.next()).ok_or(Refusal::NoRoom(self.meters.capacity))?;
-        let after = Eip { private_ip: Some(private_ip), meter: Some(meter), ..before.clone() };
-        Ok(Change::Update { before, after })
-    }
-
-    /// Carries a change out. It must come from [`Model::plan`] of this very state.
-    pub(crate) fn apply(&mut self, change: Change) {
-        if change.new_meter().is_some() {
-            self.meters.take_next();
-        }
-        match change {
-            Change::Allocate(eip) => {
-                self.pool_mut(&eip.pool).take(eip.address);
+        match record {
+            Record::Eip(eip) => {
+                self.hold(eip.address)?;
+                self.accounts.entry(eip.account.clone()).or_default().eips += 1;
                 self.eips.insert(eip.address, eip);
             }
-            Change::Update { before, after } => {
-                if let Some(private_ip) = before.private_ip {
-                    self.bound.remove(&private_ip);
+            Record::Vm(vm) => {
+                if let Some(public_ip) = vm.public_ip {
+                    self.hold(public_ip.address)?;
                 }
-                if let Some(private_ip) = after.private_ip {
-                    self.bound.insert(private_ip, after.address);
+                if let Some(other) = self.vm_names.insert(vm.private_ip, vm.name.clone()) {
+                    return Err(format!("the VMs {other} and {} have the same address", vm.name));
                 }
-                self.eips.insert(after.address, after);
+                self.waiting.extend(vm.waiting_since.map(|since| (since, vm.name.clone())));
+                self.accounts.entry(vm.account.clone()).or_default().vms += 1;
+                self.vms.insert(vm.name.clone(), vm);
             }
-            Change::Release { eip, at } => {
-                self.meters.returned.extend(eip.meter);
-                self.pool_mut(&eip.pool).give_back(eip.address, at);
-                self.eips.remove(&eip.address);
+            Record::Returned(Returned { address, free_at }) => {
+                if let Some(pool) = self.pool_of_mut(address) {
+                    pool.keep(address, free_at);
+                }
+            }
+            Record::Closing(closing) => {
+                self.take_meter(closing.meter)?;
+                self.closing.insert(closing.meter, closing);
             }
         }
+        Ok(())
+    }
+
+    fn bind(&mut self, binding: &Binding) -> Result<(), String> {
+        self.take_meter(binding.meter)?;
+        match self.bound.insert(binding.private_ip, binding.public_ip) {
+            None => Ok(()),
+            Some(other) => Err(format!("{other} and {} stand for {}", binding.public_ip, binding.private_ip)),
+        }
+    }
+
+    fn take_meter(&mut self, meter: u32) -> Result<(), String> {
+        if self.meters.take(meter) {
+            Ok(())
+        } else {
+            Err(format!("meter {meter} is used twice, or beyond what datapath.max_bindings has room for"))
+        }
+    }
+
+    fn hold(&mut self, address: Ipv4Addr) -> Result<(), String> {
+        let is_free = self.pool_of_mut(address).is_none_or(|pool| pool.hold(address));
+        if is_free { Ok(()) } else { Err(format!("{address} is held twice")) }
+    }
+
+    fn remove(&mut self, record: &Record) {
+        if let Some(binding) = record.binding() {
+            self.bound.remove(&binding.private_ip);
+            self.meters.give_back(binding.meter);
+        }
+        match record {
+            Record::Eip(eip) => {
+                self.let_go(eip.address);
+                self.count(&eip.account, |holdings| holdings.eips -= 1);
+                self.eips.remove(&eip.address);
+            }
+            Record::Vm(vm) => {
+                if let Some(public_ip) = vm.public_ip {
+                    self.let_go(public_ip.address);
+                }
+                if let Some(since) = vm.waiting_since {
+                    self.waiting.remove(&(since, vm.name.clone()));
+                }
+                self.count(&vm.account, |holdings| holdings.vms -= 1);
+                self.vm_names.remove(&vm.private_ip);
+                self.vms.remove(&vm.name);
+            }
+            Record::Returned(Returned { address, .. }) => {
+                if let Some(pool) = self.pool_of_mut(*address) {
+                    pool.forget(*address);
+                }
+            }
+            Record::Closing(Closing { meter, .. }) => {
+                self.closing.remove(meter);
+                self.meters.give_back(*meter);
+            }
+        }
+    }
+
+    fn let_go(&mut self, address: Ipv4Addr) {
+        if let Some(pool) = self.pool_of_mut(address) {
+            pool.let_go(address);
+        }
+    }
+
+    fn count(&mut self, account: &Name, change: impl FnOnce(&mut Holdings)) {
+        if let Some(holdings) = self.accounts.get_mut(account) {
+            change(holdings);
+            if *holdings == Holdings::default() {
+                self.accounts.remove(account);
+            }
+        }
+    }
+
+    fn quota(&self, account: &Name) -> Quota {
+        self.quotas.get(account).copied().unwrap_or(self.default_quota)
+    }
+
+    fn holdings(&self, account: &Name) -> Holdings {
+        self.accounts.get(account).copied().unwrap_or_default()
     }
 
     fn pool(&self, name: &Name) -> Option<&Pool> {
         self.pools.iter().find(|pool| pool.spec.name == *name)
     }
 
-    fn pool_mut(&mut self, name: &Name) -> &mut Pool {
-        let pool = self.pools.iter_mut().find(|pool| pool.spec.name == *name);
-        pool.expect("a change names a pool of the model that planned it")
-    }
-
     fn pool_of(&self, address: Ipv4Addr) -> Option<&Pool> {
         self.pools.iter().find(|pool| pool.spec.contains(address))
+    }
+
+    fn pool_of_mut(&mut self, address: Ipv4Addr) -> Option<&mut Pool> {
+        self.pools.iter_mut().find(|pool| pool.spec.contains(address))
     }
 
     fn default_pool(&self) -> Option<&Pool> {

@@ -88,19 +88,40 @@ impl Pool {
         }
     }
 
-    pub(super) fn take(&mut self, address: Ipv4Addr) {
-        if let Some(free_at) = self.returned.remove(&address) {
-            self.queue.remove(&(free_at, address));
-        }
-        self.held.insert(address);
+    /// Whether somebody has the address.
+    pub(super) fn holds(&self, address: Ipv4Addr) -> bool {
+        self.held.contains(&address)
+    }
+
+    /// When an address can be had again that was given back.
+    pub(super) fn returned(&self, address: Ipv4Addr) -> Option<SystemTime> {
+        self.returned.get(&address).copied()
+    }
+
+    /// Somebody has the address from now on; false if somebody had it already.
+    pub(super) fn hold(&mut self, address: Ipv4Addr) -> bool {
+        let is_new = self.held.insert(address);
+        self.skip_touched();
+        is_new
+    }
+
+    /// Nobody has the address any more.
+    pub(super) fn let_go(&mut self, address: Ipv4Addr) {
+        self.held.remove(&address);
+    }
+
+    /// Keeps an address that was given back until its time has come.
+    pub(super) fn keep(&mut self, address: Ipv4Addr, free_at: SystemTime) {
+        self.returned.insert(address, free_at);
+        self.queue.insert((free_at, address));
         self.skip_touched();
     }
 
-    pub(super) fn give_back(&mut self, address: Ipv4Addr, now: SystemTime) {
-        let free_at = now + self.spec.reuse_delay;
-        self.held.remove(&address);
-        self.returned.insert(address, free_at);
-        self.queue.insert((free_at, address));
+    /// Forgets that an address was given back.
+    pub(super) fn forget(&mut self, address: Ipv4Addr) {
+        if let Some(free_at) = self.returned.remove(&address) {
+            self.queue.remove(&(free_at, address));
+        }
     }
 
     pub(super) fn usage(&self, now: SystemTime) -> PoolUsage<'_> {
@@ -108,7 +129,13 @@ impl Pool {
         let size = addresses - self.spec.reserve.len() as u64;
         let allocated = self.held.len() as u64;
         let cooling = self.queue.iter().rev().take_while(|(free_at, _)| *free_at > now).count() as u64;
-        PoolUsage { spec: &self.spec, size, allocated, cooling, free: size - allocated - cooling }
+        PoolUsage {
+            spec: &self.spec,
+            size,
+            allocated,
+            cooling,
+            free: size.saturating_sub(allocated + cooling),
+        }
     }
 
     fn skip_touched(&mut self) {
@@ -144,8 +171,14 @@ mod tests {
 
     fn take_next(pool: &mut Pool, now: SystemTime) -> Option<String> {
         let address = pool.next(now).ok()?;
-        pool.take(address);
+        pool.forget(address);
+        pool.hold(address);
         Some(address.to_string())
+    }
+
+    fn give_back(pool: &mut Pool, address: Ipv4Addr, now: SystemTime) {
+        pool.let_go(address);
+        pool.keep(address, now + pool.spec.reuse_delay);
     }
 
     #[test]
@@ -160,8 +193,8 @@ mod tests {
     fn what_was_given_back_comes_last_and_not_before_its_time() {
         let mut pool = pool(&["203.0.113.0/30"], &[]);
         let [first, second] = [0, 1].map(|_| take_next(&mut pool, at(0)).unwrap().parse().unwrap());
-        pool.give_back(second, at(5));
-        pool.give_back(first, at(10));
+        give_back(&mut pool, second, at(5));
+        give_back(&mut pool, first, at(10));
         assert_eq!(
             pool.usage(at(64)),
             PoolUsage { spec: &pool.spec, size: 4, allocated: 0, cooling: 2, free: 2 }
@@ -181,9 +214,9 @@ mod tests {
     #[test]
     fn an_address_that_was_asked_for_is_passed_over_later() {
         let mut pool = pool(&["203.0.113.0/30"], &[]);
-        pool.take([203, 0, 113, 1].into());
-        pool.take([203, 0, 113, 2].into());
-        pool.give_back([203, 0, 113, 2].into(), at(0));
+        pool.hold([203, 0, 113, 1].into());
+        pool.hold([203, 0, 113, 2].into());
+        give_back(&mut pool, [203, 0, 113, 2].into(), at(0));
         assert_eq!(take_next(&mut pool, at(0)).unwrap(), "203.0.113.0");
         assert_eq!(take_next(&mut pool, at(0)).unwrap(), "203.0.113.3");
         assert!(pool.next(at(59)).is_err());

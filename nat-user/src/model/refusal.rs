@@ -17,7 +17,7 @@ pub enum Refusal {
     #[error("there is no pool {0}; `eipnat pool list` shows those that are")]
     UnknownPool(Name),
     /// No VM has that name.
-    #[error("there is no VM {0}; name a private IP")]
+    #[error("there is no VM {0}; `eipnat vm list` shows those that are")]
     UnknownVm(Name),
     /// Several pools, none of them the default, and none named.
     #[error("there are several pools and none is called default; name one with --pool")]
@@ -48,6 +48,61 @@ pub enum Refusal {
         /// Who has it.
         account: Name,
     },
+    /// The wanted address is the public IP of a VM.
+    #[error("{0} is a VM's public IP; choose another address, or attach an EIP to that VM first")]
+    HeldByVm(Ipv4Addr),
+    /// The account has as many EIPs as it may.
+    #[error("account {account} has {quota} EIPs, which is its quota; release one, or raise [quota] eips")]
+    EipQuota {
+        /// The account.
+        account: Name,
+        /// How many it may have.
+        quota: u64,
+    },
+    /// The account has as many VMs as it may.
+    #[error("account {account} has {quota} VMs, which is its quota; destroy one, or raise [quota] vms")]
+    VmQuota {
+        /// The account.
+        account: Name,
+        /// How many it may have.
+        quota: u64,
+    },
+    /// An EIP is for VMs of its own account.
+    #[error("{eip} is of account {account} and VM {vm} of account {owner}; name a VM of the same account")]
+    OtherAccount {
+        /// The EIP.
+        eip: Ipv4Addr,
+        /// Who holds it.
+        account: Name,
+        /// The VM.
+        vm: Name,
+        /// Whose it is.
+        owner: Name,
+    },
+    /// There is another VM of that name.
+    #[error("there is a VM {name} already, at {private_ip} or of other properties; choose another name")]
+    VmExists {
+        /// The name.
+        name: Name,
+        /// The address of the VM that has it.
+        private_ip: Ipv4Addr,
+    },
+    /// Another VM has that address.
+    #[error("{private_ip} is VM {vm}'s; choose another address, or destroy that VM first")]
+    PrivateIpTaken {
+        /// The address.
+        private_ip: Ipv4Addr,
+        /// The VM that has it.
+        vm: Name,
+    },
+    /// An import names an EIP twice.
+    #[error("{eip} stands in line {first} as well; keep one of them")]
+    TwiceInFile {
+        /// The EIP.
+        eip: Ipv4Addr,
+        /// The line that it stood in first.
+        first: u64,
+    },
     /// The wanted address was given back a short while ago.
     #[error("{address} was given back lately and is free again at {}, in {}; choose another address or wait",
         format_rfc3339_seconds(round_up(*.free_at)), format_duration(*.wait))]
@@ -69,7 +124,9 @@ pub enum Refusal {
         next_free: Option<Duration>,
     },
     /// The EIP is attached to something else.
-    #[error("{eip} is attached to {private_ip}; detach it first: eipnat eip detach {eip}")]
+    #[error(
+        "{eip} is attached to {private_ip}; move it with --reassign, or detach it first: eipnat eip detach {eip}"
+    )]
     Attached {
         /// The EIP.
         eip: Ipv4Addr,
@@ -102,8 +159,7 @@ pub enum Refusal {
     },
     /// There is no room for another binding.
     #[error(
-        "all {0} places for bindings are taken (an EIP keeps its own until it is released); \
-         release an EIP, or raise datapath.max_bindings"
+        "all {0} places for bindings are taken; detach an EIP, destroy a VM, or raise datapath.max_bindings"
     )]
     NoRoom(u32),
 }
@@ -130,8 +186,15 @@ impl Refusal {
             | Self::InOtherPool { .. }
             | Self::Reserved(_)
             | Self::Unusable { .. }
+            | Self::TwiceInFile { .. }
             | Self::NotPrivate { .. } => Kind::Senseless,
             Self::Held { .. }
+            | Self::HeldByVm(_)
+            | Self::EipQuota { .. }
+            | Self::VmQuota { .. }
+            | Self::OtherAccount { .. }
+            | Self::VmExists { .. }
+            | Self::PrivateIpTaken { .. }
             | Self::Cooling { .. }
             | Self::PoolExhausted { .. }
             | Self::Attached { .. }

@@ -83,15 +83,15 @@ pub fn everything(
 /// If the datapath cannot be read or written.
 pub fn change(
     dataplane: &mut dyn Dataplane,
-    before: Option<Binding>,
-    after: Option<Binding>,
+    before: &[Binding],
+    after: &[Binding],
 ) -> anyhow::Result<Vec<Step>> {
     let mut actual = BTreeSet::new();
-    for Binding { public_ip, tenant, private_ip, .. } in before.into_iter().chain(after) {
+    for &Binding { public_ip, tenant, private_ip, .. } in before.iter().chain(after) {
         actual.extend(dataplane.inbound(public_ip)?.map(Half::Inbound));
         actual.extend(dataplane.outbound(tenant, private_ip)?.map(Half::Outbound));
     }
-    let steps = plan(&halves(after), &actual);
+    let steps = plan(&halves(after.iter().copied()), &actual);
     apply(dataplane, &steps)?;
     Ok(steps)
 }

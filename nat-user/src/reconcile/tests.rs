@@ -137,7 +137,7 @@ proptest! {
         for half in halves(before) {
             put(&mut dataplane.state(), half);
         }
-        change(&mut dataplane, before, after).unwrap();
+        change(&mut dataplane, before.as_slice(), after.as_slice()).unwrap();
 
         let mut expected: BTreeSet<Half> = others.into_iter().collect();
         expected.extend(halves(after));
@@ -165,6 +165,6 @@ fn a_move_takes_the_old_away_waits_and_puts_the_new_in() {
 fn a_leftover_of_somebody_else_is_cleared_by_an_attach() {
     let (leftover, wanted) = (binding(9, 1, 3), binding(7, 1, 0));
     let mut dataplane = dataplane_with(&[Half::Outbound(leftover)]);
-    change(&mut dataplane, None, Some(wanted)).unwrap();
+    change(&mut dataplane, &[], &[wanted]).unwrap();
     assert_eq!(dataplane.state().halves(), [Half::Inbound(wanted), Half::Outbound(wanted)]);
 }

@@ -1,21 +1,112 @@
-//! Where the desired state is kept. At present that is this process's memory.
+//! Where the desired state is kept: a SQLite database, one row a record.
+//!
+//! **Invariant:** [`Store::commit`] is the only way to change the model, so what the model shows is on disk.
+//!
+//! SQLite keeps a commit whole, but it does not notice a byte that the disk has changed. So there is a digest of all
+//! rows, kept along with them: a database that does not fit its digest is refused.
 
-use crate::model::{Change, Model};
+mod digest;
+mod files;
+mod schema;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow, bail};
+use rusqlite::{Connection, MAIN_DB, OptionalExtension as _, params};
+
+use self::digest::Digest;
+pub use self::files::{restore, write_backup};
+use crate::config::KeyError;
+use crate::model::{Change, Model, Record, Spec};
+
+/// The database's name in the directory of the configuration.
+pub(crate) const FILE: &str = "eipnat.db";
 
 /// The desired state and its revision.
-///
-/// **Invariant:** [`Store::commit`] is the only way to change the model, so what the model shows is committed.
 #[derive(Debug)]
 pub struct Store {
+    connection: Connection,
     model: Model,
     revision: u64,
+    digest: Digest,
 }
 
 impl Store {
-    /// Begins with `model`, at revision 0.
-    #[must_use]
-    pub const fn new(model: Model) -> Self {
-        Self { model, revision: 0 }
+    /// Opens the database in `directory`, which it makes if need be; a new one begins with nothing, at revision 0.
+    ///
+    /// # Errors
+    /// [`KeyError`] if another daemon has it open, it is damaged, a newer version made it, or it cannot be made.
+    pub fn open(directory: &Path, spec: Spec, capacity: u32) -> anyhow::Result<Self> {
+        let path = directory.join(FILE);
+        files::prepare(directory, &path)?;
+        let open = || {
+            let connection = Connection::open(&path)?;
+            Self::load(connection, spec, capacity)
+        };
+        open().map_err(|error| explained(&path, error))
+    }
+
+    /// A store that ends with this process, for tests.
+    ///
+    /// # Errors
+    /// If there is no memory.
+    pub fn in_memory(spec: Spec, capacity: u32) -> anyhow::Result<Self> {
+        Self::load(Connection::open_in_memory()?, spec, capacity)
+    }
+
+    fn load(mut connection: Connection, spec: Spec, capacity: u32) -> anyhow::Result<Self> {
+        // Until the connection is closed nobody else opens the database.
+        connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+        // A commit has reached the disk when it returns, the directory entry of its journal included.
+        connection.pragma_update(None, "synchronous", "EXTRA")?;
+        connection.execute_batch("BEGIN EXCLUSIVE; COMMIT")?;
+        schema::prepare(&mut connection)?;
+        let (revision, digest) = read_head(&connection)?;
+        let mut model = Model::new(spec, capacity);
+        let (mut actual, mut outdated) = (Digest::default(), Vec::new());
+        {
+            let mut rows = connection.prepare("SELECT kind, key, value FROM record")?;
+            let mut rows = rows.query([])?;
+            while let Some(row) = rows.next()? {
+                let (kind, key, value): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+                actual.add(&kind, &key, &value);
+                let record = schema::parse(&kind, &value).with_context(|| Damage(format!("{kind} {key}")))?;
+                if schema::text(&record) != value {
+                    outdated.push((record.clone(), value));
+                }
+                model.insert(record).map_err(|what| anyhow!(Damage(what)))?;
+            }
+        }
+        if actual.with_revision(revision) != digest {
+            bail!(Damage("its contents do not fit their checksum".to_owned()));
+        }
+        let mut store = Self { connection, model, revision, digest: actual };
+        store.rewrite(&outdated)?;
+        Ok(store)
+    }
+
+    /// Writes records again that an older version has written in other words: the digest is of the very text.
+    fn rewrite(&mut self, outdated: &[(Record, String)]) -> anyhow::Result<()> {
+        if outdated.is_empty() {
+            return Ok(());
+        }
+        let mut digest = self.digest;
+        let transaction = self.connection.transaction()?;
+        for (record, old) in outdated {
+            let ((kind, key), new) = (record.key(), schema::text(record));
+            digest.remove(kind, &key, old);
+            digest.add(kind, &key, &new);
+            transaction.execute(
+                "UPDATE record SET value = ?3 WHERE kind = ?1 AND key = ?2",
+                params![kind, key, new],
+            )?;
+        }
+        transaction.execute("UPDATE head SET digest = ?1", [digest.with_revision(self.revision)])?;
+        transaction.commit()?;
+        self.digest = digest;
+        Ok(())
     }
 
     /// The state as it was committed last.
@@ -30,10 +121,102 @@ impl Store {
         self.revision
     }
 
-    /// Commits a change that [`Model::plan`] made of the present state, and answers its revision.
-    pub fn commit(&mut self, change: Change) -> u64 {
+    /// Commits a change that [`Model`] made of the present state: when this returns, it is on disk. Answers the
+    /// revision that it makes.
+    ///
+    /// # Errors
+    /// If it cannot be written; then nothing has changed.
+    pub fn commit(&mut self, change: Change) -> anyhow::Result<u64> {
+        let (revision, digest) = self.write(&change).map_err(|error| match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => anyhow!(
+                "the store's disk is full, and nothing has changed; make room and try again, the daemon goes on by itself"
+            ),
+            _ => anyhow!(error).context("the store cannot be written, and nothing has changed"),
+        })?;
+        (self.revision, self.digest) = (revision, digest);
         self.model.apply(change);
-        self.revision += 1;
-        self.revision
+        Ok(revision)
     }
+
+    fn write(&mut self, change: &Change) -> rusqlite::Result<(u64, Digest)> {
+        let revision = self.revision + u64::from(!change.is_bookkeeping());
+        let mut digest = self.digest;
+        let transaction = self.connection.transaction()?;
+        {
+            let mut put = transaction.prepare(
+                "INSERT INTO record (kind, key, value) VALUES (?1, ?2, ?3) \
+                 ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value",
+            )?;
+            let mut delete = transaction.prepare("DELETE FROM record WHERE kind = ?1 AND key = ?2")?;
+            for edit in change.edits() {
+                let Some((kind, key)) = edit.key() else { continue };
+                if let Some(before) = &edit.before {
+                    digest.remove(kind, &key, &schema::text(before));
+                }
+                match &edit.after {
+                    Some(after) => {
+                        let value = schema::text(after);
+                        digest.add(kind, &key, &value);
+                        put.execute(params![kind, key, value])?;
+                    }
+                    None => drop(delete.execute(params![kind, key])?),
+                }
+            }
+        }
+        let sum = digest.with_revision(revision);
+        transaction
+            .execute("UPDATE head SET revision = ?1, digest = ?2", params![revision.cast_signed(), sum])?;
+        transaction.commit()?;
+        Ok((revision, digest))
+    }
+
+    /// A copy of the whole database as it is now.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn backup(&mut self) -> anyhow::Result<Vec<u8>> {
+        let copy = self.connection.serialize(MAIN_DB).context("the store cannot be copied")?;
+        Ok(copy.to_vec())
+    }
+
+    /// Where the database is; `None` if it is in memory.
+    #[must_use]
+    pub fn path(&self) -> Option<PathBuf> {
+        self.connection.path().filter(|path| !path.is_empty()).map(PathBuf::from)
+    }
+}
+
+fn read_head(connection: &Connection) -> anyhow::Result<(u64, Vec<u8>)> {
+    let head = connection
+        .query_row("SELECT revision, digest FROM head", [], |row| {
+            Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?))
+        })
+        .optional()?;
+    head.ok_or_else(|| anyhow!(Damage("it has no revision".to_owned())))
+}
+
+/// What is wrong with a database that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Damage(String);
+
+/// Says what to do about a database that cannot be opened.
+fn explained(path: &Path, error: anyhow::Error) -> anyhow::Error {
+    if error.is::<KeyError>() {
+        return error;
+    }
+    let at = path.display();
+    let code = error.downcast_ref::<rusqlite::Error>().and_then(rusqlite::Error::sqlite_error_code);
+    let what = match code {
+        Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
+            format!("another daemon has {at} open; end it, or name another directory")
+        }
+        Some(rusqlite::ErrorCode::CannotOpen | rusqlite::ErrorCode::PermissionDenied) => {
+            format!("{at} cannot be opened ({error:#}); name a directory that root can write to")
+        }
+        _ => format!(
+            "{at} is damaged ({error:#}) and nothing was changed; put a backup in its place with `eipnat store restore FILE`"
+        ),
+    };
+    KeyError::new("store.path", what).into()
 }

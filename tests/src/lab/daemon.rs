@@ -252,13 +252,15 @@ impl Daemon {
         serde_json::from_str(&text).with_context(|| format!("eipnat {}: no JSON: {text}", args.join(" ")))
     }
 
-    /// Allocates an address and attaches it.
+    /// Allocates an address, unless it is held since an earlier daemon, and attaches it.
     ///
     /// # Errors
     /// When either is refused.
     pub fn bind(&self, eip: Ipv4Addr, private_ip: Ipv4Addr) -> Result<()> {
         let (eip, private_ip) = (eip.to_string(), private_ip.to_string());
-        self.ok(&["eip", "allocate", "--address", &eip])?;
+        if !self.cli(&["eip", "show", &eip])?.status.success() {
+            self.ok(&["eip", "allocate", "--address", &eip])?;
+        }
         self.ok(&["eip", "attach", &eip, &private_ip])?;
         Ok(())
     }

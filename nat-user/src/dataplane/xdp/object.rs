@@ -15,6 +15,7 @@ use nat_common::abi::{ABI_VERSION, Node, map};
 use super::ProgramLogger;
 use super::log::Names;
 use crate::config::{self, KeyError};
+use crate::model::SPARE_METERS;
 
 /// The XDP program, compiled by the build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/eipnat-xdp"));
@@ -83,9 +84,10 @@ pub(super) fn load(config: &config::Datapath) -> anyhow::Result<Ebpf> {
         .default_map_pin_directory(&config.pin_path)
         .verifier_log_level(VerifierLogLevel::STATS)
         .override_global("AYA_LOG_LEVEL", &level, true);
-    for name in [map::INBOUND, map::OUTBOUND, map::METERS] {
+    for name in [map::INBOUND, map::OUTBOUND] {
         loader.map_max_entries(name, config.max_bindings);
     }
+    loader.map_max_entries(map::METERS, config.max_bindings + SPARE_METERS);
     let mut ebpf = loader.load(OBJECT).map_err(|error| map_error(error, config))?;
     program(&mut ebpf)?.load().map_err(|error| match error {
         ProgramError::LoadError { io_error, verifier_log } => {

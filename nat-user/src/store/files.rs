@@ -1,0 +1,143 @@
+//! The database among the files: its directory, backups, and what is put back.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use rusqlite::{Connection, OpenFlags};
+
+use super::{FILE, explained, schema};
+use crate::config::KeyError;
+
+/// Makes the directory, for root alone.
+pub(super) fn prepare(directory: &Path, database: &Path) -> anyhow::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|error| {
+        let what = format!(
+            "{} cannot be made: {error}; name a directory that root can write to",
+            directory.display()
+        );
+        KeyError::new("store.path", what)
+    })?;
+    // SQLite would take an empty file for a new database.
+    if fs::metadata(database).is_ok_and(|file| file.len() == 0) {
+        let what = format!(
+            "{} is empty, so something has cut it off; put a backup in its place with `eipnat store restore FILE`, or \
+             remove it to begin with nothing",
+            database.display()
+        );
+        return Err(KeyError::new("store.path", what).into());
+    }
+    Ok(())
+}
+
+/// Writes a copy of the database to a new file; it is whole or not there.
+///
+/// # Errors
+/// If the file exists, or cannot be written.
+pub fn write_backup(file: &Path, copy: &[u8]) -> anyhow::Result<()> {
+    if file.exists() {
+        bail!("{} exists; name a new file, or remove that one", file.display());
+    }
+    write_whole(file, copy)
+}
+
+/// Puts the database of a backup into `directory`. What was there is kept beside it; the answer is where, and the
+/// backup's revision.
+///
+/// # Errors
+/// If the backup is damaged or a daemon runs on the directory; then nothing has changed.
+pub fn restore(directory: &Path, backup: &Path) -> anyhow::Result<(Option<PathBuf>, u64)> {
+    let database = directory.join(FILE);
+    let bytes = fs::read(backup).with_context(|| format!("cannot read {}", backup.display()))?;
+    let revision = check(backup)?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let old = if database.exists() {
+        let _lock = lock(&database)?;
+        let old = unused(&database.with_extension("db.old"));
+        // The journal belongs to the old one, and would be applied to the new one.
+        for suffix in ["", "-journal"] {
+            let (from, to) = (with_suffix(&database, suffix), with_suffix(&old, suffix));
+            match fs::rename(&from, &to) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot move {}", from.display()));
+                }
+                _ => {}
+            }
+        }
+        Some(old)
+    } else {
+        None
+    };
+    write_whole(&database, &bytes)?;
+    Ok((old, revision))
+}
+
+/// Reads a backup, and answers its revision.
+fn check(backup: &Path) -> anyhow::Result<u64> {
+    let open = || -> anyhow::Result<u64> {
+        let mut memory = Connection::open_in_memory()?;
+        let mut file = Connection::open_with_flags(backup, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        let copy = file.serialize(rusqlite::MAIN_DB)?.to_vec();
+        memory.deserialize_read_exact(rusqlite::MAIN_DB, copy.as_slice(), copy.len(), false)?;
+        schema::check(memory)
+    };
+    open().map_err(|error| anyhow::anyhow!("{} is no whole backup: {error:#}", backup.display()))
+}
+
+/// Keeps every daemon off a database.
+fn lock(database: &Path) -> anyhow::Result<Connection> {
+    let lock = || -> anyhow::Result<Connection> {
+        let connection = Connection::open(database)?;
+        connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+        connection.execute_batch("BEGIN EXCLUSIVE; COMMIT")?;
+        Ok(connection)
+    };
+    match lock() {
+        Err(error) => match error.downcast_ref().and_then(rusqlite::Error::sqlite_error_code) {
+            Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
+                Err(explained(database, error))
+            }
+            // A damaged one is no reason not to put a good one in its place.
+            _ => Ok(Connection::open_in_memory()?),
+        },
+        locked => locked,
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// The first of `path`, `path.1`, `path.2`, … that is not there.
+fn unused(path: &Path) -> PathBuf {
+    let numbered = (1_u32..).map(|number| path.with_added_extension(number.to_string()));
+    let mut candidates = std::iter::once(path.to_owned()).chain(numbered);
+    candidates.find(|path| !path.exists()).expect("there are more numbers than files")
+}
+
+/// Writes a file for root alone, so that it is there whole or not at all, also after a power cut.
+fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let part = with_suffix(path, ".part");
+    let write = || -> std::io::Result<()> {
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&part, path)?;
+        File::open(directory)?.sync_all()
+    };
+    write()
+        .inspect_err(|_| {
+            // What failed is what has to be told.
+            let _ = fs::remove_file(&part);
+        })
+        .with_context(|| format!("cannot write {}", path.display()))
+}

@@ -1,0 +1,167 @@
+use std::fs;
+use std::time::{Duration, SystemTime};
+
+use super::*;
+use crate::model::{Command, Name, PoolSpec};
+
+const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
+fn spec() -> Spec {
+    let pool = PoolSpec {
+        name: Name::default_one(),
+        cidrs: vec!["203.0.113.0/24".parse().unwrap()],
+        reserve: [].into(),
+        reuse_delay: Duration::from_mins(1),
+    };
+    Spec { pools: vec![pool], ..Spec::default() }
+}
+
+fn open(directory: &Path) -> anyhow::Result<Store> {
+    Store::open(directory, spec(), 16)
+}
+
+fn allocate(store: &mut Store) {
+    let command = Command::Allocate { pool: None, address: None, account: None };
+    let change = store.model().plan(&command, NOW).unwrap();
+    store.commit(change).unwrap();
+}
+
+/// A store of some revisions: EIPs, a VM, an address that was given back and a meter to be read.
+fn filled(directory: &Path) -> Store {
+    let mut store = open(directory).unwrap();
+    (0..3).for_each(|_| allocate(&mut store));
+    let eip = [203, 0, 113, 0].into();
+    let vm = Command::CreateVm {
+        name: "web".parse().unwrap(),
+        private_ip: [10, 0, 0, 2].into(),
+        account: None,
+        public_ip: true,
+        pool: None,
+    };
+    let attach = Command::Attach { eip, target: "web".parse().unwrap(), reassign: false };
+    for command in [vm, attach, Command::Release([203, 0, 113, 1].into())] {
+        let change = store.model().plan(&command, NOW).unwrap();
+        store.commit(change).unwrap();
+    }
+    store
+}
+
+fn state(store: &Store) -> (u64, String) {
+    let model = store.model();
+    let eips: Vec<_> = model.eips().collect();
+    let vms: Vec<_> = model.vms().collect();
+    let closing: Vec<_> = model.closing().collect();
+    (store.revision(), format!("{eips:?} {vms:?} {closing:?} {:?}", model.pools(NOW).collect::<Vec<_>>()))
+}
+
+#[test]
+fn what_was_committed_is_there_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = filled(directory.path());
+    let before = state(&store);
+    assert_eq!(before.0, 6);
+    drop(store);
+    assert_eq!(state(&open(directory.path()).unwrap()), before);
+}
+
+#[test]
+fn one_daemon_at_a_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let error = open(directory.path()).unwrap_err().to_string();
+    assert!(error.starts_with("store.path: another daemon has "), "{error}");
+    drop(store);
+    open(directory.path()).unwrap();
+}
+
+/// Each byte of the file in turn is changed: what is opened is the whole state, or nothing is.
+#[test]
+fn a_flipped_byte_gives_the_whole_state_or_a_refusal() {
+    let directory = tempfile::tempdir().unwrap();
+    let whole = state(&filled(directory.path()));
+    let path = directory.path().join(FILE);
+    let good = fs::read(&path).unwrap();
+    let mut refused = 0;
+    for at in 0..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= 0x10;
+        fs::write(&path, &bad).unwrap();
+        match open(directory.path()) {
+            Ok(store) => assert_eq!(state(&store), whole, "byte {at}"),
+            Err(error) => {
+                refused += 1;
+                let error = error.to_string();
+                assert!(error.starts_with("store.path: ") && !error.contains('\n'), "{error}");
+                assert_eq!(fs::read(&path).unwrap(), bad, "byte {at}: what is refused is not touched");
+            }
+        }
+    }
+    // Most of a small database's pages are empty.
+    assert!(refused > 500, "{refused} of {} refused", good.len());
+}
+
+#[test]
+fn a_cut_file_gives_the_whole_state_or_a_refusal() {
+    let directory = tempfile::tempdir().unwrap();
+    let whole = state(&filled(directory.path()));
+    let path = directory.path().join(FILE);
+    let good = fs::read(&path).unwrap();
+    for length in (0..good.len()).step_by(97) {
+        fs::write(&path, &good[..length]).unwrap();
+        if let Ok(store) = open(directory.path()) {
+            assert_eq!(state(&store), whole, "cut to {length}");
+        }
+        assert_eq!(fs::read(&path).unwrap(), &good[..length], "cut to {length}: not touched");
+    }
+}
+
+#[test]
+fn other_databases_and_newer_ones_are_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(FILE);
+    Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 3; CREATE TABLE t (x)").unwrap();
+    let error = open(directory.path()).unwrap_err().to_string();
+    assert!(error.contains("another program's database"), "{error}");
+    fs::remove_file(&path).unwrap();
+    drop(filled(directory.path()));
+    Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
+    let error = open(directory.path()).unwrap_err().to_string();
+    assert!(error.contains("a newer eipnat made the store (schema 99, this one knows 1)"), "{error}");
+}
+
+/// The database of the first release, as it was written then.
+#[test]
+fn a_store_of_schema_1_can_be_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(FILE);
+    Connection::open(&path).unwrap().execute_batch(include_str!("tests/schema-1.sql")).unwrap();
+    let mut store = open(directory.path()).unwrap();
+    assert_eq!((store.revision(), store.model().eips().count(), store.model().vms().count()), (6, 2, 1));
+    assert_eq!(store.model().bindings().count(), 1);
+    allocate(&mut store);
+    drop(store);
+    assert_eq!(open(directory.path()).unwrap().revision(), 7);
+}
+
+#[test]
+fn what_is_restored_is_what_was_backed_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, backup) = (directory.path().join("store"), directory.path().join("backup"));
+    let mut running = filled(&store);
+    let before = state(&running);
+    write_backup(&backup, &running.backup().unwrap()).unwrap();
+    allocate(&mut running);
+    let error = restore(&store, &backup).unwrap_err().to_string();
+    assert!(error.contains("another daemon has"), "{error}");
+    drop(running);
+    let (old, revision) = restore(&store, &backup).unwrap();
+    assert_eq!((old, revision), (Some(store.join("eipnat.db.old")), 6));
+    assert_eq!(state(&open(&store).unwrap()), before);
+
+    let mut torn = fs::read(&backup).unwrap();
+    torn.truncate(5000);
+    fs::write(&backup, torn).unwrap();
+    let error = restore(&store, &backup).unwrap_err().to_string();
+    assert!(error.contains("is no whole backup"), "{error}");
+    assert_eq!(state(&open(&store).unwrap()), before);
+}
