@@ -106,7 +106,7 @@ pub async fn serve(
         async move { while stopping.changed().await.is_ok() {} }
     };
     tokio::join!(
-        server::serve(api, api::router(Arc::clone(&control)), stopped()),
+        server::serve(api, api::router(Arc::clone(&control), config.api.rate), stopped()),
         server::serve(sockets.metrics, metrics::router(Arc::clone(&control)), stopped()),
         keep_ticking(control, stopped()),
         async {

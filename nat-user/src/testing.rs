@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
-use crate::config::{Api, Config};
+use crate::config::{Api, Config, DEFAULT_RATE};
 use crate::daemon::{self, Sockets};
 use crate::dataplane::memory::MemoryDataplane;
 use crate::store::Store;
@@ -27,11 +27,17 @@ pub(crate) struct TestDaemon {
 
 impl TestDaemon {
     pub(crate) fn start() -> Self {
+        Self::start_with(|_| {})
+    }
+
+    /// Starts with a configuration that a test has changed.
+    pub(crate) fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let config = Config {
+        let mut config = Config {
             store_path: directory.path().join("lib/eipnat"),
             ..config(&directory.path().join("run/eipnat/api.sock"))
         };
+        change(&mut config);
         let dataplane = MemoryDataplane::new(4);
         let (stop, stopped) = oneshot::channel();
         let (listening, metrics) = oneshot::channel();
@@ -109,7 +115,10 @@ pub(crate) fn config(socket: &Path) -> Config {
         ]
     "#;
     fs::write(file.path(), text).unwrap();
-    Config { api: Api { socket: socket.to_owned(), group: None }, ..Config::read(file.path()).unwrap() }
+    Config {
+        api: Api { socket: socket.to_owned(), group: None, rate: DEFAULT_RATE },
+        ..Config::read(file.path()).unwrap()
+    }
 }
 
 /// Runs a command line against the daemon at `socket`.

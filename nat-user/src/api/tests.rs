@@ -3,7 +3,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use super::socket::Claim;
-use crate::config::Api;
+use crate::config::{Api, DEFAULT_RATE};
 use crate::testing::TestDaemon;
 
 fn request(method: &str, path: &str, body: &str) -> String {
@@ -43,6 +43,39 @@ fn whatever_is_wrong_is_answered_in_json() {
     assert_eq!(daemon.done("eip list -o json").matches("eip").count(), 1);
 }
 
+/// The copy in the documentation is what the daemon answers. `UPDATE_DOCS=1` writes it anew.
+#[test]
+fn the_api_is_documented() {
+    let document = super::openapi().to_pretty_json().unwrap() + "\n";
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(file, &document).unwrap();
+    }
+    assert_eq!(
+        fs::read_to_string(file).unwrap_or_default(),
+        document,
+        "write it anew with UPDATE_DOCS=1 cargo test"
+    );
+    let daemon = TestDaemon::start();
+    let answer = daemon.http(&request("GET", "/v1/openapi.json", ""));
+    let served: serde_json::Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!(served, serde_json::from_str::<serde_json::Value>(&document).unwrap());
+}
+
+#[test]
+fn who_asks_too_much_is_told_to_wait() {
+    let rate = 5.try_into().unwrap();
+    let daemon = TestDaemon::start_with(|config| config.api.rate = rate);
+    let status = request("GET", "/v1/status", "");
+    let answers: Vec<String> = (0..20).map(|_| daemon.http(&status)).collect();
+    let refused = answers.iter().filter(|answer| answer.starts_with("HTTP/1.1 429 ")).collect::<Vec<_>>();
+    assert!(!refused.is_empty(), "nobody was refused");
+    let said = "more than 5 requests a second; ask again in a second";
+    assert!(refused.iter().all(|answer| answer.contains(said)), "{refused:?}");
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    daemon.done("status");
+}
+
 #[test]
 fn a_connection_carries_one_request() {
     let daemon = TestDaemon::start();
@@ -71,10 +104,16 @@ fn the_socket_is_for_root_and_its_group() {
     let directory = tempfile::tempdir().unwrap();
     let group = nix::unistd::getgid();
     let name = nix::unistd::Group::from_gid(group).unwrap().unwrap().name;
-    let claim = Claim::take(&Api { socket: directory.path().join("s"), group: Some(name) }).unwrap();
+    let claim =
+        Claim::take(&Api { socket: directory.path().join("s"), group: Some(name), rate: DEFAULT_RATE })
+            .unwrap();
     assert_eq!(fs::metadata(directory.path().join("s")).unwrap().gid(), group.as_raw());
     drop(claim);
-    let unknown = Api { socket: directory.path().join("s"), group: Some("no-such-group".to_owned()) };
+    let unknown = Api {
+        socket: directory.path().join("s"),
+        group: Some("no-such-group".to_owned()),
+        rate: DEFAULT_RATE,
+    };
     assert!(Claim::take(&unknown).unwrap_err().to_string().starts_with("api.group: "));
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
 }
@@ -105,11 +144,11 @@ fn a_dead_daemons_socket_is_replaced_and_other_files_are_not() {
     let socket = directory.path().join("api.sock");
     drop(UnixListener::bind(&socket).unwrap());
     fs::write(directory.path().join("api.sock.lock"), "").unwrap();
-    drop(Claim::take(&Api { socket: socket.clone(), group: None }).unwrap());
+    drop(Claim::take(&Api { socket: socket.clone(), group: None, rate: DEFAULT_RATE }).unwrap());
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
 
     fs::write(&socket, "precious").unwrap();
-    let error = Claim::take(&Api { socket: socket.clone(), group: None }).unwrap_err();
+    let error = Claim::take(&Api { socket: socket.clone(), group: None, rate: DEFAULT_RATE }).unwrap_err();
     let what = format!("{0} exists and is not a socket; remove it or write another path", socket.display());
     assert_eq!(error.to_string(), format!("api.socket: {what}"));
     assert_eq!(fs::read_to_string(&socket).unwrap(), "precious");
@@ -120,7 +159,7 @@ fn a_dead_daemons_socket_is_replaced_and_other_files_are_not() {
 fn nobody_connects_before_the_daemon_is_ready() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("api.sock");
-    let claim = Claim::take(&Api { socket: socket.clone(), group: None }).unwrap();
+    let claim = Claim::take(&Api { socket: socket.clone(), group: None, rate: DEFAULT_RATE }).unwrap();
     let early = UnixStream::connect(&socket).unwrap_err();
     assert_eq!(early.kind(), std::io::ErrorKind::ConnectionRefused);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -131,7 +170,7 @@ fn nobody_connects_before_the_daemon_is_ready() {
 #[test]
 fn of_many_who_start_at_once_one_gets_the_socket() {
     let directory = tempfile::tempdir().unwrap();
-    let api = Api { socket: directory.path().join("api.sock"), group: None };
+    let api = Api { socket: directory.path().join("api.sock"), group: None, rate: DEFAULT_RATE };
     for _ in 0..50 {
         let barrier = std::sync::Barrier::new(4);
         let claims: Vec<_> = std::thread::scope(|scope| {

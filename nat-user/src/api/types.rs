@@ -5,18 +5,21 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::dataplane::{self, Port};
 use crate::model::{self, Carried, Model, Name};
 
 /// An EIP.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Eip {
     /// The public address.
+    #[schema(value_type = String, format = Ipv4)]
     pub eip: Ipv4Addr,
     /// Whether it stands for something.
     pub state: EipState,
     /// What it stands for.
+    #[schema(value_type = Option<String>, format = Ipv4)]
     pub private_ip: Option<Ipv4Addr>,
     /// The VM that has that address, if it has a name.
     pub vm: Option<Name>,
@@ -27,7 +30,7 @@ pub struct Eip {
 }
 
 /// Whether an EIP stands for something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum EipState {
     /// Held, and attached to nothing.
@@ -53,15 +56,18 @@ impl Eip {
 }
 
 /// A VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Vm {
     /// Its name.
     pub name: Name,
     /// Its address.
+    #[schema(value_type = String, format = Ipv4)]
     pub private_ip: Ipv4Addr,
     /// Its dynamic public address.
+    #[schema(value_type = Option<String>, format = Ipv4)]
     pub public_ip: Option<Ipv4Addr>,
     /// The EIP that stands for it.
+    #[schema(value_type = Option<String>, format = Ipv4)]
     pub eip: Option<Ipv4Addr>,
     /// Whose it is.
     pub account: Name,
@@ -90,7 +96,7 @@ impl Vm {
 pub type Counters = Carried;
 
 /// How the daemon is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// Whether every binding forwards.
     pub ready: bool,
@@ -106,11 +112,12 @@ pub struct Status {
 }
 
 /// A pool.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Pool {
     /// Its name.
     pub name: Name,
     /// Its addresses.
+    #[schema(value_type = Vec<String>)]
     pub cidrs: Vec<Ipv4Net>,
     /// How many of them are handed out, now or ever; the other three figures add up to it.
     pub size: u64,
@@ -129,7 +136,7 @@ impl From<model::PoolUsage<'_>> for Pool {
 }
 
 /// Packets by what became of them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Stats {
     /// All packets, each counted once.
     pub verdicts: Verdicts,
@@ -138,7 +145,7 @@ pub struct Stats {
 }
 
 /// Packets by verdict.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Verdicts {
     /// Rewritten and sent on.
     pub forward: u64,
@@ -177,19 +184,20 @@ impl From<&dataplane::Verdicts> for Stats {
 }
 
 /// Body of `POST /v1/eips`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Allocate {
     /// The pool to take it from.
     pub pool: Option<Name>,
     /// The address that is wanted.
+    #[schema(value_type = Option<String>, format = Ipv4)]
     pub address: Option<Ipv4Addr>,
     /// Who is to hold it.
     pub account: Option<Name>,
 }
 
 /// Body of `PUT /v1/eips/{eip}/target`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Attach {
     /// A VM's name or a private IP.
@@ -200,10 +208,11 @@ pub struct Attach {
 }
 
 /// Body of `PUT /v1/vms/{name}`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateVm {
     /// Its address.
+    #[schema(value_type = String, format = Ipv4)]
     pub private_ip: Ipv4Addr,
     /// Whose it is to be.
     #[serde(default)]
@@ -221,14 +230,14 @@ const fn yes() -> bool {
 }
 
 /// What an import has done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Imported {
     /// In words.
     pub imported: String,
 }
 
 /// Body of every answer that is no success.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Failure {
     /// What is wrong and what to do, in one line.
     pub error: String,

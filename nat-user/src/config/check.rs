@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,8 +11,8 @@ use ipnet::Ipv4Net;
 use nat_common::abi::{MAX_POOL_CIDRS, MAX_PORTS};
 
 use super::{
-    Api, Config, DEFAULT_PIN_PATH, DEFAULT_SOCKET, DEFAULT_STORE_PATH, Datapath, KeyError, MAX_BINDINGS,
-    Mode, raw,
+    Api, Config, DEFAULT_PIN_PATH, DEFAULT_RATE, DEFAULT_SOCKET, DEFAULT_STORE_PATH, Datapath, KeyError,
+    MAX_BINDINGS, Mode, raw,
 };
 use crate::model::{Name, PoolSpec, Quota, Spec, unusable};
 
@@ -89,7 +90,14 @@ fn api(raw: raw::Api) -> Result<Api> {
         let what = format!("a path of {length} bytes; a socket's may have {MAX_SOCKET_PATH}: shorten it");
         return Err(KeyError::new("api.socket", what));
     }
-    Ok(Api { socket, group: raw.group })
+    let wanted = raw.rate.unwrap_or(DEFAULT_RATE.get().into());
+    let rate = u32::try_from(wanted).ok().and_then(NonZeroU32::new).ok_or_else(|| {
+        let what = format!(
+            "{wanted} is out of range; write how many requests a second are answered, as in {DEFAULT_RATE}"
+        );
+        KeyError::new("api.rate", what)
+    })?;
+    Ok(Api { socket, group: raw.group, rate })
 }
 
 fn listen(text: &str) -> Result<SocketAddr> {

@@ -10,6 +10,7 @@ mod raw;
 mod tests;
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use crate::model::{Name, Spec};
@@ -20,6 +21,9 @@ pub const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/eipnat";
 
 /// Where the daemon's socket is unless the configuration says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/eipnat/api.sock";
+
+/// Most requests a second unless the configuration says otherwise.
+pub const DEFAULT_RATE: NonZeroU32 = NonZeroU32::new(2000).expect("not zero");
 
 /// Where the store is unless the configuration says otherwise.
 pub const DEFAULT_STORE_PATH: &str = "/var/lib/eipnat";
@@ -79,6 +83,8 @@ pub struct Api {
     pub socket: PathBuf,
     /// The group that may use it, besides root.
     pub group: Option<String>,
+    /// Most requests a second.
+    pub rate: NonZeroU32,
 }
 
 impl Config {

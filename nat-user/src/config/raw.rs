@@ -16,6 +16,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("store.path", r#""/var/lib/eipnat""#),
     ("api.socket", r#""/run/eipnat/api.sock""#),
     ("api.group", r#""eipnat""#),
+    ("api.rate", "2000"),
     ("metrics.listen", r#""127.0.0.1:9464""#),
     ("quota.eips", "100"),
     ("quota.vms", "100"),
@@ -92,6 +93,7 @@ pub(super) struct Store {
 pub(super) struct Api {
     pub(super) socket: Option<String>,
     pub(super) group: Option<String>,
+    pub(super) rate: Option<i64>,
 }
 
 #[derive(Default, Deserialize)]

@@ -10,6 +10,7 @@ use std::net::Ipv4Addr;
 use nat_common::abi::Meter;
 use nat_common::verdict::{Punt, Reject};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A public address that stands for a private one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,7 +36,7 @@ pub enum Half {
 }
 
 /// How an interface serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Faces the internet.
@@ -57,7 +58,7 @@ impl fmt::Display for Role {
 }
 
 /// How the XDP program runs on an interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// In the driver.
@@ -76,7 +77,7 @@ impl fmt::Display for Mode {
 }
 
 /// An interface that the program is attached to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Port {
     /// The interface's name.
     pub name: String,

@@ -5,10 +5,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// The name of a node, a pool, an account or a VM: 1 to 63 of `a-z 0-9 - .`, beginning and ending with a letter or
 /// a digit, and not an IP address.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[schema(value_type = String, pattern = r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
 

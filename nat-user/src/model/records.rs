@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use nat_common::abi::Meter;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::Name;
 use crate::dataplane::Binding;
@@ -38,7 +39,7 @@ pub struct Attachment {
 }
 
 /// Traffic of the past: IPv4 total lengths, and packets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Carried {
     /// Bytes towards the VM.
     pub in_bytes: u64,

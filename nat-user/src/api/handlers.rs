@@ -1,0 +1,271 @@
+//! What each request does.
+
+use std::net::Ipv4Addr;
+use std::time::SystemTime;
+
+use anyhow::Context as _;
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection};
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use super::{ApiError, import as lines, types};
+use crate::control::{self, Control, Shared};
+use crate::model::{Command, Model, Name, Subject};
+
+type Answer<T> = Result<Json<T>, ApiError>;
+type Eip = Result<Path<Ipv4Addr>, PathRejection>;
+type VmName = Result<Path<Name>, PathRejection>;
+
+/// How the daemon is.
+#[utoipa::path(
+    get,
+    path = "/v1/status",
+    responses((status = OK, body = types::Status), (status = "default", body = types::Failure))
+)]
+pub(super) async fn status(State(control): State<Shared>) -> Answer<types::Status> {
+    let status = |control: &mut Control| types::Status {
+        ready: control.problem().is_none(),
+        revision: control.revision(),
+        bindings: control.model().bound(),
+        interfaces: control.ports(),
+        problems: control.problem().into_iter().map(str::to_owned).collect(),
+    };
+    Ok(Json(control::call(&control, status).await?))
+}
+
+/// Packets by what became of them.
+#[utoipa::path(
+    get,
+    path = "/v1/stats",
+    responses((status = OK, body = types::Stats), (status = "default", body = types::Failure))
+)]
+pub(super) async fn stats(State(control): State<Shared>) -> Answer<types::Stats> {
+    let verdicts = control::call(&control, |control| control.verdicts()).await??;
+    Ok(Json((&verdicts).into()))
+}
+
+/// Every pool.
+#[utoipa::path(
+    get,
+    path = "/v1/pools",
+    responses((status = OK, body = Vec<types::Pool>), (status = "default", body = types::Failure))
+)]
+pub(super) async fn pools(State(control): State<Shared>) -> Answer<Vec<types::Pool>> {
+    let pools = |control: &mut Control| control.model().pools(SystemTime::now()).map(Into::into).collect();
+    Ok(Json(control::call(&control, pools).await?))
+}
+
+/// Every EIP.
+#[utoipa::path(
+    get,
+    path = "/v1/eips",
+    responses((status = OK, body = Vec<types::Eip>), (status = "default", body = types::Failure))
+)]
+pub(super) async fn list(State(control): State<Shared>) -> Answer<Vec<types::Eip>> {
+    let eips = |control: &mut Control| {
+        let model = control.model();
+        model.eips().map(|eip| types::Eip::of(model, eip)).collect()
+    };
+    Ok(Json(control::call(&control, eips).await?))
+}
+
+/// One EIP.
+#[utoipa::path(
+    get,
+    path = "/v1/eips/{eip}",
+    params(("eip" = String, Path, description = "The public address")),
+    responses((status = OK, body = types::Eip), (status = "default", body = types::Failure))
+)]
+pub(super) async fn show(State(control): State<Shared>, eip: Eip) -> Answer<types::Eip> {
+    let Path(eip) = eip?;
+    let show = move |control: &mut Control| {
+        let model = control.model();
+        model.eip(eip).map(|eip| types::Eip::of(model, eip))
+    };
+    Ok(Json(control::call(&control, show).await?.map_err(control::Error::Refused)?))
+}
+
+/// What an EIP has carried since it was allocated.
+#[utoipa::path(
+    get,
+    path = "/v1/eips/{eip}/counters",
+    params(("eip" = String, Path, description = "The public address")),
+    responses((status = OK, body = types::Counters), (status = "default", body = types::Failure))
+)]
+pub(super) async fn counters(State(control): State<Shared>, eip: Eip) -> Answer<types::Counters> {
+    let Path(eip) = eip?;
+    Ok(Json(control::call(&control, move |control| control.carried(eip)).await??))
+}
+
+/// Allocate an EIP.
+#[utoipa::path(
+    post,
+    path = "/v1/eips",
+    request_body = types::Allocate,
+    responses((status = CREATED, body = types::Eip), (status = "default", body = types::Failure))
+)]
+pub(super) async fn allocate(
+    State(control): State<Shared>,
+    body: Result<Json<types::Allocate>, JsonRejection>,
+) -> Result<(StatusCode, Json<types::Eip>), ApiError> {
+    let Json(types::Allocate { pool, address, account }) = body?;
+    let allocated = eip_command(&control, Command::Allocate { pool, address, account }).await?;
+    Ok((StatusCode::CREATED, allocated))
+}
+
+/// Attach an EIP; fine if it is so already.
+#[utoipa::path(
+    put,
+    path = "/v1/eips/{eip}/target",
+    params(("eip" = String, Path, description = "The public address")),
+    request_body = types::Attach,
+    responses((status = OK, body = types::Eip), (status = "default", body = types::Failure))
+)]
+pub(super) async fn attach(
+    State(control): State<Shared>,
+    eip: Eip,
+    body: Result<Json<types::Attach>, JsonRejection>,
+) -> Answer<types::Eip> {
+    let (Path(eip), Json(types::Attach { target, reassign })) = (eip?, body?);
+    eip_command(&control, Command::Attach { eip, target: target.parse()?, reassign }).await
+}
+
+/// Detach an EIP; fine if it is so already.
+#[utoipa::path(
+    delete,
+    path = "/v1/eips/{eip}/target",
+    params(("eip" = String, Path, description = "The public address")),
+    responses((status = OK, body = types::Eip), (status = "default", body = types::Failure))
+)]
+pub(super) async fn detach(State(control): State<Shared>, eip: Eip) -> Answer<types::Eip> {
+    eip_command(&control, Command::Detach(eip?.0)).await
+}
+
+/// Give a detached EIP back; the answer is as it was.
+#[utoipa::path(
+    delete,
+    path = "/v1/eips/{eip}",
+    params(("eip" = String, Path, description = "The public address")),
+    responses((status = OK, body = types::Eip), (status = "default", body = types::Failure))
+)]
+pub(super) async fn release(State(control): State<Shared>, eip: Eip) -> Answer<types::Eip> {
+    eip_command(&control, Command::Release(eip?.0)).await
+}
+
+/// Allocate and attach many EIPs, all of them or none.
+#[utoipa::path(
+    post,
+    path = "/v1/import",
+    request_body(content = String, content_type = "text/csv", description = "Lines `eip,private_ip[,account]`; `#` begins a comment"),
+    responses((status = OK, body = types::Imported), (status = "default", body = types::Failure))
+)]
+pub(super) async fn import(
+    State(control): State<Shared>,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer<types::Imported> {
+    let lines = lines::parse(&body?).map_err(|what| ApiError(StatusCode::BAD_REQUEST, what))?;
+    let import = move |control: &mut Control| control.import(&lines, SystemTime::now());
+    Ok(Json(types::Imported { imported: control::call(&control, import).await?? }))
+}
+
+/// Every VM.
+#[utoipa::path(
+    get,
+    path = "/v1/vms",
+    responses((status = OK, body = Vec<types::Vm>), (status = "default", body = types::Failure))
+)]
+pub(super) async fn vms(State(control): State<Shared>) -> Answer<Vec<types::Vm>> {
+    let vms = |control: &mut Control| {
+        let model = control.model();
+        model.vms().map(|vm| types::Vm::of(model, vm)).collect()
+    };
+    Ok(Json(control::call(&control, vms).await?))
+}
+
+/// One VM.
+#[utoipa::path(
+    get,
+    path = "/v1/vms/{name}",
+    params(("name" = String, Path, description = "The VM's name")),
+    responses((status = OK, body = types::Vm), (status = "default", body = types::Failure))
+)]
+pub(super) async fn show_vm(State(control): State<Shared>, name: VmName) -> Answer<types::Vm> {
+    let Path(name) = name?;
+    let show = move |control: &mut Control| {
+        let model = control.model();
+        model.vm(&name).map(|vm| types::Vm::of(model, vm))
+    };
+    Ok(Json(control::call(&control, show).await?.map_err(control::Error::Refused)?))
+}
+
+/// Create a VM; fine if it is there, just so.
+#[utoipa::path(
+    put,
+    path = "/v1/vms/{name}",
+    params(("name" = String, Path, description = "The VM's name")),
+    request_body = types::CreateVm,
+    responses((status = OK, body = types::Vm), (status = "default", body = types::Failure))
+)]
+pub(super) async fn create_vm(
+    State(control): State<Shared>,
+    name: VmName,
+    body: Result<Json<types::CreateVm>, JsonRejection>,
+) -> Answer<types::Vm> {
+    let (Path(name), Json(types::CreateVm { private_ip, account, public_ip, pool })) = (name?, body?);
+    vm_command(&control, Command::CreateVm { name, private_ip, account, public_ip, pool }).await
+}
+
+/// Destroy a VM; its EIP stays with its account; the answer is as it was.
+#[utoipa::path(
+    delete,
+    path = "/v1/vms/{name}",
+    params(("name" = String, Path, description = "The VM's name")),
+    responses((status = OK, body = types::Vm), (status = "default", body = types::Failure))
+)]
+pub(super) async fn destroy_vm(State(control): State<Shared>, name: VmName) -> Answer<types::Vm> {
+    vm_command(&control, Command::DestroyVm(name?.0)).await
+}
+
+/// A copy of the store, as a database of SQLite.
+#[utoipa::path(
+    get,
+    path = "/v1/store",
+    responses((status = OK, body = Vec<u8>, content_type = "application/vnd.sqlite3"), (status = "default", body = types::Failure))
+)]
+pub(super) async fn backup(State(control): State<Shared>) -> Result<Response, ApiError> {
+    let copy = control::call(&control, Control::backup).await??;
+    Ok(([(header::CONTENT_TYPE, "application/vnd.sqlite3")], copy).into_response())
+}
+
+async fn eip_command(control: &Shared, command: Command) -> Answer<types::Eip> {
+    command_about(control, command, |model, subject| match subject {
+        Subject::Eip(eip) => Some(types::Eip::of(model, eip)),
+        _ => None,
+    })
+    .await
+}
+
+async fn vm_command(control: &Shared, command: Command) -> Answer<types::Vm> {
+    command_about(control, command, |model, subject| match subject {
+        Subject::Vm(vm) => Some(types::Vm::of(model, vm)),
+        _ => None,
+    })
+    .await
+}
+
+/// Carries a command out, and answers what it was about.
+async fn command_about<T: Send + 'static>(
+    control: &Shared,
+    command: Command,
+    answer: fn(&Model, &Subject) -> Option<T>,
+) -> Answer<T> {
+    let execute = move |control: &mut Control| {
+        let subject = control.execute(&command, SystemTime::now())?;
+        let answer = answer(control.model(), &subject).context("a command was about something else")?;
+        Ok::<T, control::Error>(answer)
+    };
+    Ok(Json(control::call(control, execute).await??))
+}
