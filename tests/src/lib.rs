@@ -2,6 +2,8 @@
 
 #[cfg(feature = "lab")]
 pub mod differential;
+#[cfg(feature = "lab")]
+pub mod durability;
 pub mod fixtures;
 #[cfg(feature = "lab")]
 pub mod lab;

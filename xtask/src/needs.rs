@@ -66,6 +66,7 @@ pub(crate) const NEEDS: &[Need] = &[
         "turns off checksum offload, which hides wrong checksums on veth",
     ),
     package(Profile::Test, "tcpdump", &["tcpdump"], "captures what came out at the far end"),
+    package(Profile::Test, "strace", &["strace"], "records what the store writes, for tests of power cuts"),
     package(Profile::Test, "nft", &["nftables"], "the kernel's own NAT, which eipnat is compared with"),
     Need {
         profile: Profile::Test,

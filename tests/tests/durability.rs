@@ -1,0 +1,118 @@
+//! What a power cut, a full disk and many clients at once leave of the store.
+
+use std::fs;
+use std::process::Command;
+use std::sync::OnceLock;
+
+use anyhow::{Context as _, Result, ensure};
+use proptest::prelude::*;
+use tests::durability::{Disk, Event, fingerprint, open, read_trace};
+use tests::lab::beside_this_program;
+
+/// How many commands the traced run carries out.
+const COMMANDS: &str = "150";
+
+/// What a store's writer did to the disk.
+fn trace() -> Result<Vec<Event>> {
+    let directory = tempfile::tempdir()?;
+    let (store, trace) = (directory.path().join("store"), directory.path().join("trace"));
+    let calls =
+        "openat,close,write,pwrite64,ftruncate,fsync,fdatasync,unlink,rename,renameat,pwritev,writev,mmap";
+    // Lines of stdout are acknowledgements; they must not go through a pipe's buffer.
+    let output = Command::new("strace")
+        .args(["-f", "-xx", "-s", "10000000", "-e", &format!("trace={calls}"), "-o"])
+        .arg(&trace)
+        .arg(beside_this_program("eipnat-store-writer")?)
+        .arg(&store)
+        .arg(COMMANDS)
+        .output()
+        .context("strace cannot be run; `cargo xtask setup --profile test` installs it")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    read_trace(&fs::read_to_string(&trace)?, &store.to_string_lossy())
+}
+
+fn traced() -> &'static [Event] {
+    static TRACE: OnceLock<Vec<Event>> = OnceLock::new();
+    TRACE.get_or_init(|| trace().expect("a traced run"))
+}
+
+/// Revision and fingerprint of each acknowledged commit among events.
+fn acknowledged(events: &[Event]) -> Vec<(u64, u64)> {
+    let parse = |said: &str| {
+        let (revision, fingerprint) = said.split_once(' ')?;
+        Some((revision.parse().ok()?, fingerprint.parse().ok()?))
+    };
+    events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Said(said) => parse(said),
+            _ => None,
+        })
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+
+    /// Whenever the power goes, what is on disk is what was acknowledged last, or the commit that was under way.
+    #[test]
+    fn a_power_cut_loses_nothing_acknowledged(instant in any::<prop::sample::Index>(), seed in any::<u64>()) {
+        let events = traced();
+        let all = acknowledged(events);
+        let instant = instant.index(events.len());
+        let (past, mut disk) = (&events[..instant], Disk::default());
+        past.iter().for_each(|event| disk.play(event));
+        let directory = tempfile::tempdir().unwrap();
+        let mut state = seed | 1;
+        let mut chance = || {
+            // xorshift64
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state & 4 != 0
+        };
+        disk.cut(directory.path(), &mut chance).unwrap();
+        let done = acknowledged(past).len();
+        let created = directory.path().join("eipnat.db").metadata().is_ok_and(|file| file.len() > 0);
+        if !created {
+            // The power went while the store was made, before anything was promised.
+            prop_assert_eq!(done, 0);
+            return Ok(());
+        }
+        let store = match open(directory.path()) {
+            Ok(store) => store,
+            // Likewise: a first start that never ended.
+            Err(error) if done == 0 && instant < first_acknowledgement(events) => {
+                prop_assert!(error.to_string().starts_with("store.path: "));
+                return Ok(());
+            }
+            Err(error) => return Err(TestCaseError::fail(format!("{error:#}"))),
+        };
+        let found = (store.revision(), fingerprint(&store));
+        let before = done.checked_sub(1).map_or(0, |last| all[last].0);
+        let allowed = store.revision() == before || all.get(done) == Some(&found);
+        prop_assert!(allowed, "revision {} after {before} was acknowledged", store.revision());
+        prop_assert!(store.revision() == 0 || all.contains(&found), "another state than at revision {}", found.0);
+    }
+}
+
+fn first_acknowledgement(events: &[Event]) -> usize {
+    events.iter().position(|event| matches!(event, Event::Said(_))).unwrap_or(events.len())
+}
+
+#[test]
+fn the_trace_tells_of_commits_and_syncs() -> Result<()> {
+    let events = traced();
+    let all = acknowledged(events);
+    assert!(all.len() > 60, "{} commits", all.len());
+    assert!(all.windows(2).all(|pair| pair[1].0 == pair[0].0 + 1), "one revision after another");
+    let syncs = events.iter().filter(|event| matches!(event, Event::Sync { .. })).count();
+    assert!(syncs > all.len(), "{syncs} syncs for {} commits", all.len());
+    // Without a cut, everything is there.
+    let (directory, mut disk) = (tempfile::tempdir()?, Disk::default());
+    events.iter().for_each(|event| disk.play(event));
+    disk.cut(directory.path(), &mut || true)?;
+    let store = open(directory.path())?;
+    assert_eq!(Some(&(store.revision(), fingerprint(&store))), all.last());
+    Ok(())
+}
