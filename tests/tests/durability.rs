@@ -61,7 +61,9 @@ proptest! {
         let all = acknowledged(events);
         let instant = instant.index(events.len());
         let (past, mut disk) = (&events[..instant], Disk::default());
-        past.iter().for_each(|event| disk.play(event));
+        for event in past {
+            disk.play(event);
+        }
         let directory = tempfile::tempdir().unwrap();
         let mut state = seed | 1;
         let mut chance = || {
@@ -110,7 +112,9 @@ fn the_trace_tells_of_commits_and_syncs() -> Result<()> {
     assert!(syncs > all.len(), "{syncs} syncs for {} commits", all.len());
     // Without a cut, everything is there.
     let (directory, mut disk) = (tempfile::tempdir()?, Disk::default());
-    events.iter().for_each(|event| disk.play(event));
+    for event in events {
+        disk.play(event);
+    }
     disk.cut(directory.path(), &mut || true)?;
     let store = open(directory.path())?;
     assert_eq!(Some(&(store.revision(), fingerprint(&store))), all.last());
