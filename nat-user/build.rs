@@ -33,7 +33,11 @@ fn embed() -> anyhow::Result<()> {
     println!("cargo::rustc-env=EIPNAT_EBPF_COMPILER={toolchain}");
 
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set: not run by cargo")?);
-    let object = build(&toolchain, root, &shared_target_dir(&out_dir))?;
+    let mut target_dir = shared_target_dir(&out_dir);
+    let features: &[&str] = if env::var_os("CARGO_FEATURE_NEXT_ABI").is_some() { &["next-abi"] } else { &[] };
+    // Variants of the program that are built at the same time do not overwrite each other.
+    target_dir.extend(features);
+    let object = build(&toolchain, root, &target_dir, features)?;
     let copy = out_dir.join(PROGRAM);
     fs::copy(&object, &copy)
         .with_context(|| format!("cannot copy {} to {}", object.display(), copy.display()))?;

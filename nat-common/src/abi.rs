@@ -1,11 +1,24 @@
 //! Every byte that crosses the kernel boundary: names of the BPF maps, their keys and their values.
 //!
 //! **Invariant:** a change of any layout or meaning here goes with a new [`ABI_VERSION`].
+//!
+//! # What stays the same in every version
+//!
+//! A datapath outlives the daemon that made it, so each version reads what any other left. Of that it needs the counters
+//! and what `unload` puts back, and for these:
+//!
+//! - A structure only grows, at its end, and what is new means "not known" where it is zero. So the first bytes of
+//!   [`Node`], [`Port`] and [`Meter`] can be read whichever version wrote them.
+//! - The maps [`map::NODE`], [`map::PORTS`], [`map::METERS`], [`map::COUNTERS`] and the two that carry sums on keep their
+//!   names, types and keys. A meter's index is given out by the daemon's store, not by the version.
+//! - A reason of [`verdict`](crate::verdict) keeps its number: new ones are appended, none is taken out.
+//!
+//! Bindings need no such rule: they are written anew, from the daemon's desired state.
 
 use bytemuck::{Pod, Zeroable};
 
-/// Version of everything in this module. The daemon refuses pinned maps that carry another one.
-pub const ABI_VERSION: u32 = 2;
+/// Version of everything in this module. Where the pinned maps carry another one, the daemon makes new maps.
+pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { u32::MAX } else { 3 };
 
 /// Most interfaces (uplinks and downlinks together) one node can have.
 pub const MAX_PORTS: u32 = 64;
@@ -31,9 +44,14 @@ pub mod map {
     pub const POOLS: &str = "POOLS";
     /// Array with the one element [`Node`](super::Node).
     pub const NODE: &str = "NODE";
+    /// Hash: meter index -> the [`Meter`](super::Meter) that earlier maps came to. Not read by the program.
+    pub const CARRIED_METERS: &str = "CARRIED_METERS";
+    /// Array: counter index -> what earlier maps came to. Not read by the program.
+    pub const CARRIED_COUNTERS: &str = "CARRIED_COUNTERS";
 
-    /// All of them, in the order in which they are made.
-    pub const ALL: [&str; 8] = [NODE, PORTS, POOLS, INBOUND, OUTBOUND, METERS, COUNTERS, EGRESS];
+    /// All of them.
+    pub const ALL: [&str; 10] =
+        [NODE, PORTS, POOLS, INBOUND, OUTBOUND, METERS, COUNTERS, EGRESS, CARRIED_METERS, CARRIED_COUNTERS];
 }
 
 /// An IPv4 address in network byte order.
@@ -44,7 +62,7 @@ pub type Mac = [u8; 6];
 
 /// Where packets to a public address go. Value of [`map::INBOUND`].
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Inbound {
     /// The VM's private address.
     pub private_ip: Addr,
@@ -52,6 +70,9 @@ pub struct Inbound {
     pub tenant: u32,
     /// Index into [`map::METERS`].
     pub meter: u32,
+    /// Stands for what a later version may want to know besides.
+    #[cfg(feature = "next-abi")]
+    pub next: u32,
 }
 
 /// A private address within its tenant. Key of [`map::OUTBOUND`].
@@ -86,11 +107,28 @@ pub struct Meter {
     pub out_bytes: u64,
     /// Packets towards the internet.
     pub out_packets: u64,
+    /// Stands for what a later version may count besides.
+    #[cfg(feature = "next-abi")]
+    pub next: u64,
+}
+
+impl Meter {
+    /// Both together.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            in_bytes: self.in_bytes + other.in_bytes,
+            in_packets: self.in_packets + other.in_packets,
+            out_bytes: self.out_bytes + other.out_bytes,
+            out_packets: self.out_packets + other.out_packets,
+            ..self
+        }
+    }
 }
 
 /// One interface of the node. Value of [`map::PORTS`].
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Port {
     /// A set of [`Port::UPLINK`] and [`Port::DOWNLINK`]; empty for an interface below one of these (a bridge's port, a
     /// bond's slave), which the daemon has only changed settings of.
@@ -106,6 +144,9 @@ pub struct Port {
     pub padding: u8,
     /// The tenant whose VMs are reached by this interface.
     pub tenant: u32,
+    /// Stands for what a later version may want to know besides.
+    #[cfg(feature = "next-abi")]
+    pub next: u32,
 }
 
 impl Port {
@@ -131,21 +172,42 @@ impl Port {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Node {
-    /// [`ABI_VERSION`] of whoever made the maps.
+    /// [`ABI_VERSION`] of whoever made the maps. Zero until there is something in them: then no program runs on them yet.
     pub abi_version: u32,
+    /// Not read by the program: [`Node::OPEN`] or [`Node::CURRENT`].
+    pub stage: u8,
+    /// Not read by the program: `net.ipv4.conf.all.send_redirects` as it was before eipnat came.
+    pub all_send_redirects_before: u8,
+    /// Not read by the program: how many directories eipnat made for the pins, which `unload` removes again: the pin path
+    /// and those above it.
+    pub directories_made: u8,
+    /// Zero.
+    pub padding: u8,
     /// Source of ICMP errors whose sender, a private router, has no public address of its own (RFC 5508 §4.2,
     /// REQ-5c). All zero: not known.
     pub public_ip: Addr,
-    /// Not read by the program: `net.ipv4.conf.all.send_redirects` as it was before eipnat came.
-    pub all_send_redirects_before: u8,
-    /// Zero.
-    pub padding: [u8; 3],
+    /// Stands for what a later version may set besides.
+    #[cfg(feature = "next-abi")]
+    pub next: u32,
+}
+
+impl Node {
+    /// `stage`: programs may run on these maps. What earlier maps have counted still stands in those, and programs may
+    /// run on them as well.
+    pub const OPEN: u8 = 1;
+    /// `stage`: no program runs on earlier maps any more, and what these came to stands in the maps that carry sums on.
+    pub const CURRENT: u8 = 2;
 }
 
 // The BPF program and the daemon are compiled apart, by different compilers: fail there and not on the wire.
+#[cfg(not(feature = "next-abi"))]
 const _: () = {
     assert!(size_of::<Inbound>() == 12 && size_of::<Outbound>() == 8 && size_of::<OutboundKey>() == 8);
     assert!(size_of::<Meter>() == 32 && size_of::<Port>() == 16 && size_of::<Node>() == 12);
+};
+const _: () = {
     assert!(core::mem::offset_of!(Inbound, meter) == 8 && core::mem::offset_of!(Outbound, meter) == 4);
-    assert!(core::mem::offset_of!(Port, mac) == 4 && core::mem::offset_of!(Port, tenant) == 12);
+    assert!(core::mem::offset_of!(Port, mac) == 4 && core::mem::offset_of!(Port, offloads_before) == 10);
+    assert!(core::mem::offset_of!(Port, tenant) == 12);
+    assert!(core::mem::offset_of!(Node, stage) == 4 && core::mem::offset_of!(Node, public_ip) == 8);
 };

@@ -35,6 +35,15 @@ static METERS: PerCpuArray<Meter> = PerCpuArray::pinned(SET_BY_DAEMON, 0);
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Counter::COUNT, 0);
 
+// Only the daemon uses these two. They stand here so that all maps are made alike.
+
+#[map]
+static CARRIED_METERS: HashMap<u32, Meter> =
+    HashMap::pinned(SET_BY_DAEMON, aya_ebpf::bindings::BPF_F_NO_PREALLOC);
+
+#[map]
+static CARRIED_COUNTERS: Array<u64> = Array::pinned(Counter::COUNT, 0);
+
 #[inline(always)]
 pub(crate) fn port(ifindex: u32) -> Option<Port> {
     // SAFETY: ports are only taken away after the program has left the interface.

@@ -10,7 +10,7 @@ use log::{error, info, warn};
 use nat_common::abi::Meter;
 
 use crate::config::KeyError;
-use crate::dataplane::{Dataplane, Port, Verdicts};
+use crate::dataplane::{Dataplane, Mended, Port, Verdicts};
 use crate::model::{Carried, Change, Closing, Command, Eip, ImportError, Line, Model, Refusal, Subject};
 use crate::reconcile;
 use crate::store::Store;
@@ -21,6 +21,10 @@ pub struct Control {
     dataplane: Box<dyn Dataplane>,
     /// Why the datapath may not do what the store says, if so.
     fault: Option<String>,
+    /// What the datapath stands on and cannot be mended from here.
+    drift: Vec<String>,
+    /// How often something was mended that the datapath stands on.
+    repairs: u64,
 }
 
 /// A [`Control`] that many requests share. Its calls write to maps and wait for the kernel, so they belong on a
@@ -47,7 +51,7 @@ impl Control {
     /// # Errors
     /// If the datapath cannot be read or written, or serves bindings of which a new store knows nothing.
     pub fn start(store: Store, mut dataplane: Box<dyn Dataplane>) -> anyhow::Result<Self> {
-        if store.revision() == 0 && !dataplane.halves()?.is_empty() {
+        if store.revision() == 0 && dataplane.serves()? {
             let what = "the store is new, but the datapath serves bindings; put a backup in its place with `eipnat store \
                         restore FILE`, or run `eipnat unload` to begin with nothing";
             return Err(KeyError::new("store.path", what).into());
@@ -56,8 +60,10 @@ impl Control {
         if !steps.is_empty() {
             info!("the datapath differed from the desired state: {} steps to mend it", steps.len());
         }
-        let mut control = Self { store, dataplane, fault: None };
+        dataplane.activate()?;
+        let mut control = Self { store, dataplane, fault: None, drift: Vec::new(), repairs: 0 };
         control.close_meters()?;
+        control.mend();
         Ok(control)
     }
 
@@ -141,14 +147,33 @@ impl Control {
         }
     }
 
-    /// Tries again where the datapath failed before.
+    /// Mends what the datapath stands on, and tries again where it failed before.
     fn repair(&mut self) {
+        self.mend();
         if self.fault.is_some() {
             let settled = reconcile::everything(&mut *self.dataplane, self.store.model().bindings());
             if self.note(settled.map(drop)).is_ok() {
                 info!("the datapath does again what revision {} says", self.store.revision());
             }
         }
+    }
+
+    fn mend(&mut self) {
+        let Mended { repaired, problems } = self.dataplane.mend().unwrap_or_else(|error| Mended {
+            problems: vec![format!("the datapath cannot be looked at: {error:#}")],
+            ..Mended::default()
+        });
+        for what in &repaired {
+            warn!("repaired: {what}");
+        }
+        self.repairs += repaired.len() as u64;
+        for problem in problems.iter().filter(|problem| !self.drift.contains(problem)) {
+            error!("{problem}");
+        }
+        for problem in self.drift.iter().filter(|problem| !problems.contains(problem)) {
+            info!("no longer: {problem}");
+        }
+        self.drift = problems;
     }
 
     /// The desired state.
@@ -167,6 +192,18 @@ impl Control {
     #[must_use]
     pub fn problem(&self) -> Option<&str> {
         self.fault.as_deref()
+    }
+
+    /// Everything on account of which the datapath may not do what the store says.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        self.fault.iter().chain(&self.drift).cloned().collect()
+    }
+
+    /// How often something was mended that the datapath stands on.
+    #[must_use]
+    pub const fn repairs(&self) -> u64 {
+        self.repairs
     }
 
     /// The interfaces that the datapath serves.

@@ -23,11 +23,11 @@ use crate::api::{self, server};
 use crate::config::{Config, KeyError};
 use crate::control::{self, Control, Shared};
 use crate::dataplane::Dataplane;
-use crate::dataplane::xdp::{ProgramLogger, XdpDataplane};
+use crate::dataplane::xdp::{self, ProgramLogger, XdpDataplane};
 use crate::metrics;
 use crate::store::Store;
 
-/// How often it is looked at what time has brought.
+/// How often it is looked at what time has brought, and the datapath is compared with what it has to be.
 const TICK: Duration = Duration::from_secs(1);
 
 /// Runs the daemon of a configuration file until SIGTERM or SIGINT.
@@ -44,10 +44,16 @@ pub fn run(file: &Path) -> anyhow::Result<()> {
         let sockets = Sockets::claim(&config)?;
         let store = Store::open(&config.store_path, config.spec.clone(), config.datapath.max_bindings)?;
         let mut dataplane = XdpDataplane::start(&config.datapath, &config.spec.pools)?;
+        let is_first = dataplane.is_first();
         if let Some(logger) = dataplane.take_logger() {
             thread::Builder::new().name("xdp-log".to_owned()).spawn(|| carry_log(logger))?;
         }
-        serve(&config, sockets, store, Box::new(dataplane), either(terminate, interrupt)).await
+        let served = serve(&config, sockets, store, Box::new(dataplane), either(terminate, interrupt)).await;
+        if served.is_err() && is_first {
+            // Nobody counts on it yet. Why it failed is what has to be told.
+            xdp::unload(&config.datapath.pin_path).unwrap_or_else(|error| error!("{error:#}"));
+        }
+        served
     })
 }
 

@@ -68,7 +68,7 @@ fn what_a_killed_start_left_is_made_anew() -> Result<()> {
     command.arg("run").arg("--config").arg(&file);
     let process = lab.node.spawn(command, lab.file("killed.log"))?;
     let deadline = Instant::now() + Duration::from_secs(10);
-    while !config.pin_path.join("NODE").exists() {
+    while !config.pin_path.join("maps_1/NODE").exists() {
         ensure!(Instant::now() < deadline, "no map is pinned: {}", process.log());
     }
     process.signal(rustix::process::Signal::KILL)?;

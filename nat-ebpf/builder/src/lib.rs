@@ -40,7 +40,8 @@ pub const SOURCES: [&str; 7] = [
     "nat-ebpf/builder/src",
 ];
 
-/// Compiles the program of the workspace at `root` and returns the path of the object file.
+/// Compiles the program of the workspace at `root`, with further features of the package, and returns the path of the
+/// object file.
 ///
 /// `target_dir` must not be one that a cargo which waits for this call is building in: two cargos in one target
 /// directory lock each other out. [`shared_target_dir`] gives a suitable one.
@@ -48,7 +49,12 @@ pub const SOURCES: [&str; 7] = [
 /// # Errors
 /// When cargo cannot be started or the program does not compile. What the compiler had to say about it went to
 /// stderr.
-pub fn build(toolchain: &Toolchain, root: &Path, target_dir: &Path) -> anyhow::Result<PathBuf> {
+pub fn build(
+    toolchain: &Toolchain,
+    root: &Path,
+    target_dir: &Path,
+    features: &[&str],
+) -> anyhow::Result<PathBuf> {
     let mut cargo = Command::new(&toolchain.cargo);
     scrub(&mut cargo);
     cargo
@@ -63,7 +69,7 @@ pub fn build(toolchain: &Toolchain, root: &Path, target_dir: &Path) -> anyhow::R
             "--bin",
             PROGRAM,
             "--features",
-            "program",
+            &[&["program"], features].concat().join(","),
         ])
         .args(["--target", TARGET, "--target-dir"])
         .arg(target_dir)

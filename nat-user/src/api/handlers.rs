@@ -27,11 +27,11 @@ type VmName = Result<Path<Name>, PathRejection>;
 )]
 pub(super) async fn status(State(control): State<Shared>) -> Answer<types::Status> {
     let status = |control: &mut Control| types::Status {
-        ready: control.problem().is_none(),
+        ready: control.problems().is_empty(),
         revision: control.revision(),
         bindings: control.model().bound(),
         interfaces: control.ports(),
-        problems: control.problem().into_iter().map(str::to_owned).collect(),
+        problems: control.problems(),
     };
     Ok(Json(control::call(&control, status).await?))
 }

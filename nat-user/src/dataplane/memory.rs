@@ -9,7 +9,7 @@ use anyhow::{bail, ensure};
 use nat_common::abi::Meter;
 use nat_common::verdict::{Punt, Reject};
 
-use super::{Binding, Dataplane, Half, Mode, Port, Role, Verdicts};
+use super::{Binding, Dataplane, Half, Mended, Mode, Port, Role, Verdicts};
 use crate::model::SPARE_METERS;
 
 /// A call that changed something.
@@ -44,6 +44,10 @@ pub struct State {
     pub events: Vec<Event>,
     /// Whether every write fails from now on.
     pub broken: bool,
+    /// Whether [`Dataplane::activate`] has been called.
+    pub active: bool,
+    /// What the next [`Dataplane::mend`] answers. The repairs are answered once, the problems until they are taken out.
+    pub drift: Mended,
     /// Whether something was removed or replaced since the last [`Dataplane::quiesce`].
     unsettled: bool,
 }
@@ -64,6 +68,8 @@ impl MemoryDataplane {
             verdicts,
             events: Vec::new(),
             broken: false,
+            active: false,
+            drift: Mended::default(),
             unsettled: false,
         })))
     }
@@ -92,6 +98,10 @@ impl State {
 impl Dataplane for MemoryDataplane {
     fn halves(&self) -> anyhow::Result<Vec<Half>> {
         Ok(self.state().halves())
+    }
+
+    fn serves(&self) -> anyhow::Result<bool> {
+        Ok(!self.state().halves().is_empty())
     }
 
     fn inbound(&self, public_ip: Ipv4Addr) -> anyhow::Result<Option<Binding>> {
@@ -132,6 +142,17 @@ impl Dataplane for MemoryDataplane {
         state.unsettled = false;
         state.events.push(Event::Quiesce);
         Ok(())
+    }
+
+    fn activate(&mut self) -> anyhow::Result<()> {
+        self.writable()?.active = true;
+        Ok(())
+    }
+
+    fn mend(&mut self) -> anyhow::Result<Mended> {
+        let mut state = self.writable()?;
+        let repaired = std::mem::take(&mut state.drift.repaired);
+        Ok(Mended { repaired, problems: state.drift.problems.clone() })
     }
 
     fn meters(&self, meters: &[u32]) -> anyhow::Result<Vec<Meter>> {

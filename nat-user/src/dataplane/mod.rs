@@ -87,6 +87,15 @@ pub struct Port {
     pub mode: Mode,
 }
 
+/// What [`Dataplane::mend`] has come to, in words for the operator.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mended {
+    /// What was not as it has to be, and is again.
+    pub repaired: Vec<String>,
+    /// What is not as it has to be and stays so, and what to do about it.
+    pub problems: Vec<String>,
+}
+
 /// Packets by outcome, summed over all CPUs; each packet is counted once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verdicts {
@@ -110,6 +119,8 @@ pub struct Verdicts {
 pub trait Dataplane: Send {
     /// Every half binding that stands in the datapath, in no particular order.
     fn halves(&self) -> anyhow::Result<Vec<Half>>;
+    /// Whether any binding stands, or stood when an earlier daemon ended.
+    fn serves(&self) -> anyhow::Result<bool>;
     /// The inbound half for a public address.
     fn inbound(&self, public_ip: Ipv4Addr) -> anyhow::Result<Option<Binding>>;
     /// The outbound half for a private address.
@@ -120,6 +131,12 @@ pub trait Dataplane: Send {
     fn remove(&mut self, half: Half) -> anyhow::Result<()>;
     /// Returns when no packet is under way that has seen the bindings as they were before the call.
     fn quiesce(&mut self) -> anyhow::Result<()>;
+    /// Lets packets meet the bindings. Called once, when all of them stand; what an earlier daemon left has forwarded
+    /// until now.
+    fn activate(&mut self) -> anyhow::Result<()>;
+    /// Compares what the datapath stands on with what it has to be, and mends it: interfaces, the program on them, their
+    /// settings, every map except for the bindings.
+    fn mend(&mut self) -> anyhow::Result<Mended>;
     /// Counters of the given meters, summed over all CPUs, in the same order.
     fn meters(&self, meters: &[u32]) -> anyhow::Result<Vec<Meter>>;
     /// Sets a meter to zero, before its first use.

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use log::{debug, info};
-use nat_common::abi::map;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open, statfs};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, kill_process};
@@ -34,8 +33,9 @@ pub(super) fn is_bpffs(path: &Path) -> bool {
     statfs(path).is_ok_and(|stat| stat.f_type == BPF_FS_MAGIC)
 }
 
-/// Makes `pin_path` a directory on a bpffs. Where it is on none, one is mounted.
-pub(super) fn prepare(pin_path: &Path) -> anyhow::Result<()> {
+/// Makes `pin_path` a directory on a bpffs. Where it is on none, one is mounted. Answers how many directories had to be
+/// made: `pin_path` and those above it.
+pub(super) fn prepare(pin_path: &Path) -> anyhow::Result<u8> {
     if pin_path.starts_with(STANDARD) && !is_bpffs(Path::new(STANDARD)) {
         mount_at(Path::new(STANDARD))?;
     }
@@ -69,7 +69,7 @@ pub(super) fn prepare(pin_path: &Path) -> anyhow::Result<()> {
             }
         })?;
     }
-    Ok(())
+    Ok(u8::try_from(missing.len()).unwrap_or(u8::MAX))
 }
 
 fn mount_at(path: &Path) -> anyhow::Result<()> {
@@ -80,9 +80,13 @@ fn mount_at(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Removes eipnat's pins, the directory if nothing else is in it, and the mount if it was eipnat's.
-pub(super) fn remove(pin_path: &Path) -> anyhow::Result<()> {
-    remove_pins(pin_path)?;
+/// Removes the program's pin, the directory if nothing else is in it, the mount if it was eipnat's, and as many
+/// directories as [`prepare`] made.
+pub(super) fn remove(pin_path: &Path, directories_made: u8) -> anyhow::Result<()> {
+    let program = pin_path.join(super::object::PROGRAM_PIN);
+    if program.exists() {
+        fs::remove_file(&program).with_context(|| format!("cannot remove {}", program.display()))?;
+    }
     if !pins(pin_path)?.is_empty() {
         return Ok(());
     }
@@ -91,18 +95,14 @@ pub(super) fn remove(pin_path: &Path) -> anyhow::Result<()> {
     }
     if !is_mount_point(pin_path)? {
         fs::remove_dir(pin_path).with_context(|| format!("cannot remove {}", pin_path.display()))?;
+        for directory in pin_path.ancestors().take(directories_made.into()).skip(1) {
+            // Others may have put something into it.
+            let _ = fs::remove_dir(directory);
+        }
     }
     let standard = Path::new(STANDARD);
     if pin_path.starts_with(standard) && is_own_mount(standard)? && pins(standard)?.is_empty() {
         unmount_at(standard)?;
-    }
-    Ok(())
-}
-
-/// Removes eipnat's pins.
-pub(super) fn remove_pins(pin_path: &Path) -> anyhow::Result<()> {
-    for pin in pins(pin_path)?.into_iter().filter(|pin| is_own_pin(pin)) {
-        fs::remove_file(&pin).with_context(|| format!("cannot remove {}", pin.display()))?;
     }
     Ok(())
 }
@@ -112,12 +112,7 @@ fn unmount_at(path: &Path) -> anyhow::Result<()> {
     unmount(path, UnmountFlags::DETACH).with_context(|| format!("cannot unmount {}", path.display()))
 }
 
-fn is_own_pin(pin: &Path) -> bool {
-    let name = pin.file_name().unwrap_or_default().to_string_lossy();
-    map::ALL.contains(&&*name) || name == super::object::PROGRAM_PIN || name.starts_with(super::links::PREFIX)
-}
-
-/// The pins in a directory. The kernel's own files on a bpffs have a dot in their names, which no pin can have.
+/// The pins and directories in a directory. The kernel's own files on a bpffs have a dot in their names, which no pin can have.
 pub(super) fn pins(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let list = || fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>();
     let mut pins = list().with_context(|| format!("cannot read {}", directory.display()))?;
@@ -143,7 +138,7 @@ fn mounts() -> anyhow::Result<Vec<procfs::process::MountInfo>> {
 
 /// The right to change what is pinned: a lock on the directory, which the kernel lets go when its holder dies.
 #[derive(Debug)]
-pub(super) struct PinLock(#[expect(dead_code, reason = "the lock is held as long as this is open")] OwnedFd);
+pub(super) struct PinLock(OwnedFd);
 
 impl PinLock {
     /// Takes the lock.
@@ -193,6 +188,15 @@ impl PinLock {
         }
     }
 
+    /// Whether what is locked is still what is found there.
+    pub(super) fn is_on(&self, pin_path: &Path) -> bool {
+        let there = fs::metadata(pin_path).ok();
+        let locked = fstat(&self.0).ok();
+        locked
+            .zip(there)
+            .is_some_and(|(locked, there)| locked.st_ino == there.ino() && locked.st_dev == there.dev())
+    }
+
     fn attempt(pin_path: &Path) -> anyhow::Result<Option<Self>> {
         let at = || format!("cannot lock {}", pin_path.display());
         let directory = open(pin_path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
@@ -200,9 +204,8 @@ impl PinLock {
         match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {
                 // An unload may have removed it in between.
-                let locked = fstat(&directory).with_context(at)?;
-                let there = fs::metadata(pin_path).with_context(at)?;
-                Ok((locked.st_ino == there.ino() && locked.st_dev == there.dev()).then_some(Self(directory)))
+                let lock = Self(directory);
+                Ok(lock.is_on(pin_path).then_some(lock))
             }
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
             Err(error) => Err(error).with_context(at),

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use nat_common::abi::Mac;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp};
 use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::netlink;
@@ -24,6 +24,12 @@ pub(super) struct Interface {
     pub(super) controller: Option<u32>,
     /// What a VLAN or macvlan stands on.
     pub(super) stands_on: Option<u32>,
+    /// Whether it was switched on.
+    pub(super) is_up: bool,
+    /// Whether there is somebody at the other end.
+    pub(super) has_carrier: bool,
+    /// Ids of the XDP programs that run on it.
+    pub(super) programs: Vec<u32>,
 }
 
 impl Interface {
@@ -50,7 +56,12 @@ impl Interface {
 
 impl From<LinkMessage> for Interface {
     fn from(link: LinkMessage) -> Self {
-        let mut interface = Self { index: link.header.index, ..Self::default() };
+        let mut interface = Self {
+            index: link.header.index,
+            is_up: link.header.flags.contains(LinkFlags::Up),
+            has_carrier: link.header.flags.contains(LinkFlags::LowerUp),
+            ..Self::default()
+        };
         let (mut below, mut is_stacked) = (None, false);
         for attribute in link.attributes {
             match attribute {
@@ -58,6 +69,12 @@ impl From<LinkMessage> for Interface {
                 // Loopback and tunnels have zeros, or an address of another length.
                 LinkAttribute::Address(mac) => {
                     interface.mac = Mac::try_from(mac).ok().filter(|mac| *mac != [0; 6]);
+                }
+                LinkAttribute::Xdp(facts) => {
+                    interface.programs.extend(facts.iter().filter_map(|fact| match fact {
+                        LinkXdp::ProgId(id) => Some(*id),
+                        _ => None,
+                    }));
                 }
                 LinkAttribute::Controller(index) => interface.controller = Some(index),
                 LinkAttribute::Link(index) => below = Some(index),

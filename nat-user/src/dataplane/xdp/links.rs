@@ -1,5 +1,7 @@
 //! A program on an interface: a link, which is pinned and so outlives the daemon.
 
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,17 +13,31 @@ use aya::programs::{Xdp, loaded_links};
 use log::debug;
 
 use super::bpffs;
+use super::interfaces::Interface;
 use crate::dataplane::Mode;
 
 /// What the names of pinned links begin with: `link_IFINDEX_MODE`.
 pub(super) const PREFIX: &str = "link_";
 
-/// A pinned link.
+/// The pin of a link.
 #[derive(Debug)]
 pub(super) struct LinkPin {
     path: PathBuf,
     pub(super) ifindex: u32,
     pub(super) mode: Mode,
+}
+
+/// An open link. As long as it is, the program stays on the interface even without a pin.
+#[derive(Debug)]
+pub(super) struct Link(FdLink);
+
+impl Link {
+    /// The program on the link, if the link is on the interface: it has left it if somebody has detached it, or if the
+    /// interface is another one with the same index.
+    pub(super) fn program_on(&self, interface: &Interface) -> anyhow::Result<Option<u32>> {
+        let program = self.0.info()?.program_id();
+        Ok(interface.programs.contains(&program).then_some(program))
+    }
 }
 
 impl LinkPin {
@@ -43,19 +59,44 @@ impl LinkPin {
         Ok(bpffs::pins(pin_path)?.into_iter().filter_map(parse).collect())
     }
 
-    /// Attaches a program, and pins the link.
+    /// The pinned link, if there is one.
+    pub(super) fn open(&self) -> anyhow::Result<Option<Link>> {
+        if !self.path.exists() {
+            return Ok(None);
+        }
+        let link = PinnedLink::from_pin(&self.path)
+            .with_context(|| format!("{} is no link; remove it", self.path.display()))?;
+        Ok(Some(Link(link.into())))
+    }
+
+    /// Attaches a program, and pins the link in the place of whatever was pinned there.
     ///
     /// # Errors
     /// [`aya::programs::ProgramError`] if the kernel does not attach it.
-    pub(super) fn attach(&self, program: &mut Xdp) -> anyhow::Result<()> {
+    pub(super) fn attach(&self, program: &mut Xdp) -> anyhow::Result<Link> {
         let mode = match self.mode {
             Mode::Native => XdpMode::Driver,
             Mode::Generic => XdpMode::Skb,
         };
         let id = program.attach_to_if_index(self.ifindex, mode)?;
         let link: FdLink = program.take_link(id)?.try_into()?;
-        link.pin(&self.path).with_context(|| format!("cannot pin {}", self.path.display()))?;
-        Ok(())
+        self.pin(Link(link))
+    }
+
+    /// Pins an open link in the place of whatever was pinned there.
+    pub(super) fn pin(&self, Link(link): Link) -> anyhow::Result<Link> {
+        let failed = || format!("cannot pin {}", self.path.display());
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).with_context(failed)?,
+            _ => {}
+        }
+        Ok(Link(link.pin(&self.path).with_context(failed)?.into()))
+    }
+
+    /// Whether this is the pin of an open link.
+    pub(super) fn is_of(&self, Link(link): &Link) -> anyhow::Result<bool> {
+        let Ok(pinned) = PinnedLink::from_pin(&self.path) else { return Ok(false) };
+        Ok(FdLink::from(pinned).info()?.id() == link.info()?.id())
     }
 
     /// Replaces the program on the link atomically.
@@ -68,7 +109,8 @@ impl LinkPin {
         Ok(())
     }
 
-    /// Detaches the program: the pin is what keeps the link. Returns when it has left the interface.
+    /// Detaches the program: the pin is what keeps the link, once nobody has it open. Returns when it has left the
+    /// interface.
     pub(super) fn remove(&self) -> anyhow::Result<()> {
         let failed = || format!("cannot detach by {}", self.path.display());
         let id =

@@ -1,8 +1,9 @@
 //! The BPF maps, seen from the daemon.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, ensure};
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::xdp::DevMapHash;
@@ -12,6 +13,7 @@ use nat_common::abi::{self, Addr, Inbound, Meter, Node, Outbound, OutboundKey, m
 use nat_common::verdict::{Counter, Punt, Reject};
 
 use super::super::{Binding, Half, Verdicts};
+use super::generations::Sums;
 use crate::model::PoolSpec;
 
 // aya wants its own marker on keys and values; byte arrays have it.
@@ -37,6 +39,8 @@ pub(super) struct Maps {
     egress: DevMapHash<MapData>,
     pools: LpmTrie<MapData, Addr, u32>,
     node: Array<MapData, Bytes<Node>>,
+    carried_meters: HashMap<MapData, u32, Bytes<Meter>>,
+    carried_counters: Array<MapData, u64>,
     capacity: u32,
 }
 
@@ -56,6 +60,8 @@ impl Maps {
             egress: take(ebpf, map::EGRESS)?,
             pools: take(ebpf, map::POOLS)?,
             node: take(ebpf, map::NODE)?,
+            carried_meters: take(ebpf, map::CARRIED_METERS)?,
+            carried_counters: take(ebpf, map::CARRIED_COUNTERS)?,
             capacity,
         })
     }
@@ -64,32 +70,38 @@ impl Maps {
         self.capacity
     }
 
-    pub(super) fn set_node(&mut self, node: Node) -> anyhow::Result<()> {
-        self.node.set(0, bytemuck::cast::<_, Bytes<Node>>(node), 0).with_context(|| failed(map::NODE))
+    /// Writes the settings, and answers whether there were others.
+    pub(super) fn set_node(&mut self, node: Node) -> anyhow::Result<bool> {
+        let node: Bytes<Node> = bytemuck::cast(node);
+        if self.node.get(&0, 0).with_context(|| failed(map::NODE))? == node {
+            return Ok(false);
+        }
+        self.node.set(0, node, 0).with_context(|| failed(map::NODE))?;
+        Ok(true)
     }
 
-    /// Makes the map say which addresses are the pools', and which of these are reserved.
-    pub(super) fn set_pools(&mut self, pools: &[PoolSpec]) -> anyhow::Result<()> {
+    /// Makes the map say which addresses are the pools', and which of these are reserved. Answers whether it said
+    /// anything else.
+    pub(super) fn set_pools(&mut self, pools: &[PoolSpec]) -> anyhow::Result<bool> {
         let cidrs = pools
             .iter()
             .flat_map(|pool| &pool.cidrs)
-            .map(|cidr| (Key::new(u32::from(cidr.prefix_len()), cidr.network().octets()), 1));
-        let reserved =
-            pools.iter().flat_map(|pool| &pool.reserve).map(|addr| (Key::new(32, addr.octets()), 0));
-        let wanted: Vec<(Key<Addr>, u32)> = cidrs.chain(reserved).collect();
-        let standing: Vec<_> =
-            self.pools.keys().collect::<Result<_, _>>().with_context(|| failed(map::POOLS))?;
-        for key in standing {
-            let gone =
-                !wanted.iter().any(|(k, _)| k.prefix_len() == key.prefix_len() && k.data() == key.data());
-            if gone {
-                self.pools.remove(&key).with_context(|| failed(map::POOLS))?;
-            }
+            .map(|cidr| ((u32::from(cidr.prefix_len()), cidr.network().octets()), 1));
+        let reserved = pools.iter().flat_map(|pool| &pool.reserve).map(|addr| ((32, addr.octets()), 0));
+        let wanted: BTreeMap<(u32, Addr), u32> = cidrs.chain(reserved).collect();
+        let standing = self
+            .pools
+            .iter()
+            .map(|entry| entry.map(|(key, pooled)| ((key.prefix_len(), key.data()), pooled)))
+            .collect::<Result<BTreeMap<_, _>, _>>()
+            .with_context(|| failed(map::POOLS))?;
+        for (length, addr) in standing.keys().filter(|key| !wanted.contains_key(key)) {
+            found(self.pools.remove(&Key::new(*length, *addr))).with_context(|| failed(map::POOLS))?;
         }
-        for (key, pooled) in &wanted {
-            self.pools.insert(key, pooled, 0).with_context(|| failed(map::POOLS))?;
+        for (key, pooled) in wanted.iter().filter(|(key, pooled)| standing.get(key) != Some(pooled)) {
+            self.pools.insert(&Key::new(key.0, key.1), pooled, 0).with_context(|| failed(map::POOLS))?;
         }
-        Ok(())
+        Ok(standing != wanted)
     }
 
     /// Indices of the interfaces that the maps know.
@@ -97,15 +109,19 @@ impl Maps {
         self.ports.keys().collect::<Result<_, _>>().with_context(|| failed(map::PORTS))
     }
 
-    pub(super) fn port(&self, ifindex: u32) -> anyhow::Result<Option<abi::Port>> {
-        Ok(found(self.ports.get(&ifindex, 0)).with_context(|| failed(map::PORTS))?.map(bytemuck::cast))
-    }
-
-    /// Tells the program of an interface.
-    pub(super) fn insert_port(&mut self, ifindex: u32, port: abi::Port) -> anyhow::Result<()> {
-        let bytes: Bytes<abi::Port> = bytemuck::cast(port);
-        self.ports.insert(ifindex, bytes, 0).with_context(|| failed(map::PORTS))?;
-        self.egress.insert(ifindex, ifindex, None, 0).with_context(|| failed(map::EGRESS))
+    /// Tells the program of an interface, and answers whether it knew anything else of it.
+    pub(super) fn set_port(&mut self, ifindex: u32, port: abi::Port) -> anyhow::Result<bool> {
+        let port: Bytes<abi::Port> = bytemuck::cast(port);
+        let knows = found(self.ports.get(&ifindex, 0)).with_context(|| failed(map::PORTS))? == Some(port);
+        if !knows {
+            self.ports.insert(ifindex, port, 0).with_context(|| failed(map::PORTS))?;
+        }
+        let way_out = found(self.egress.get(ifindex, 0)).with_context(|| failed(map::EGRESS))?;
+        let leads_there = way_out.is_some_and(|to| to.if_index == ifindex && to.prog_id.is_none());
+        if !leads_there {
+            self.egress.insert(ifindex, ifindex, None, 0).with_context(|| failed(map::EGRESS))?;
+        }
+        Ok(!knows || !leads_there)
     }
 
     /// Makes the program forget an interface.
@@ -141,9 +157,12 @@ impl Maps {
     }
 
     pub(super) fn insert(&mut self, half: Half) -> anyhow::Result<()> {
+        let (Half::Inbound(binding) | Half::Outbound(binding)) = half;
+        ensure!(binding.meter < self.meters.len(), "there is no room for meter {}", binding.meter);
         match half {
             Half::Inbound(Binding { public_ip, tenant, private_ip, meter }) => {
-                let value = Inbound { private_ip: private_ip.octets(), tenant, meter };
+                let private_ip = private_ip.octets();
+                let value = Inbound { private_ip, tenant, meter, ..Inbound::default() };
                 let value: Bytes<Inbound> = bytemuck::cast(value);
                 self.inbound.insert(public_ip.octets(), value, 0).with_context(|| failed(map::INBOUND))
             }
@@ -173,15 +192,10 @@ impl Maps {
     pub(super) fn meters(&self, meters: &[u32]) -> anyhow::Result<Vec<Meter>> {
         let read = |index: &u32| -> anyhow::Result<Meter> {
             let cpus = self.meters.get(index, 0).with_context(|| failed(map::METERS))?;
-            Ok(cpus.iter().fold(Meter::default(), |sum, bytes| {
-                let cpu: Meter = bytemuck::cast(*bytes);
-                Meter {
-                    in_bytes: sum.in_bytes + cpu.in_bytes,
-                    in_packets: sum.in_packets + cpu.in_packets,
-                    out_bytes: sum.out_bytes + cpu.out_bytes,
-                    out_packets: sum.out_packets + cpu.out_packets,
-                }
-            }))
+            let carried =
+                found(self.carried_meters.get(index, 0)).with_context(|| failed(map::CARRIED_METERS))?;
+            let carried = carried.map_or_else(Meter::default, bytemuck::cast);
+            Ok(cpus.iter().fold(carried, |sum, cpu| sum.plus(bytemuck::cast(*cpu))))
         };
         meters.iter().map(read).collect()
     }
@@ -191,13 +205,31 @@ impl Maps {
             nr_cpus().map_err(|(file, error)| anyhow!(error).context(format!("cannot read {file}")))?;
         let zeros = PerCpuValues::try_from(vec![[0; size_of::<Meter>()]; cpus])
             .with_context(|| failed(map::METERS))?;
-        self.meters.set(meter, zeros, 0).with_context(|| failed(map::METERS))
+        self.meters.set(meter, zeros, 0).with_context(|| failed(map::METERS))?;
+        found(self.carried_meters.remove(&meter)).with_context(|| failed(map::CARRIED_METERS))?;
+        Ok(())
+    }
+
+    /// Sets what earlier maps came to.
+    pub(super) fn carry(&mut self, sums: &Sums) -> anyhow::Result<()> {
+        for (meter, sum) in sums.meters.iter().filter(|(meter, _)| **meter < self.meters.len()) {
+            let sum: Bytes<Meter> = bytemuck::cast(*sum);
+            self.carried_meters.insert(meter, sum, 0).with_context(|| failed(map::CARRIED_METERS))?;
+        }
+        for (counter, sum) in (0..Counter::COUNT).zip(&sums.counters) {
+            self.carried_counters.set(counter, sum, 0).with_context(|| failed(map::CARRIED_COUNTERS))?;
+        }
+        Ok(())
     }
 
     pub(super) fn verdicts(&self) -> anyhow::Result<Verdicts> {
         let read = |counter: Counter| -> anyhow::Result<u64> {
             let cpus = self.counters.get(&counter.index(), 0).with_context(|| failed(map::COUNTERS))?;
-            Ok(cpus.iter().sum())
+            let carried = self
+                .carried_counters
+                .get(&counter.index(), 0)
+                .with_context(|| failed(map::CARRIED_COUNTERS))?;
+            Ok(cpus.iter().sum::<u64>() + carried)
         };
         Ok(Verdicts {
             forward: read(Counter::Forward)?,
@@ -215,7 +247,7 @@ impl Maps {
 }
 
 fn inbound_binding(public_ip: Addr, value: Bytes<Inbound>) -> Binding {
-    let Inbound { private_ip, tenant, meter } = bytemuck::cast(value);
+    let Inbound { private_ip, tenant, meter, .. } = bytemuck::cast(value);
     Binding { public_ip: public_ip.into(), tenant, private_ip: private_ip.into(), meter }
 }
 

@@ -1,7 +1,14 @@
 //! The datapath proper: the XDP program on the node's interfaces, and its BPF maps. All of it is pinned, so that it
 //! outlives the daemon.
+//!
+//! [`XdpDataplane::start`] has the maps ready and attaches the program where none runs; the bindings follow; then
+//! [`activate`](Dataplane::activate) changes interfaces over that an earlier daemon's program runs on. Where that one
+//! had other maps ([`generations`]), both count until then, and no packet misses a binding.
 
 mod bpffs;
+mod checks;
+mod findings;
+mod generations;
 mod interfaces;
 mod links;
 mod log;
@@ -12,103 +19,233 @@ mod offloads;
 mod ports;
 mod sysctls;
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use ::log::debug;
-use anyhow::{Context as _, bail};
-use aya::util::KernelVersion;
+use ::log::{debug, error, info, warn};
+use anyhow::Context as _;
 use aya_log::EbpfLogger;
-use nat_common::abi::{ABI_VERSION, MAX_POOL_CIDRS, Meter, Node};
-use rustix::thread::{CapabilitySet, MembarrierCommand, capabilities, membarrier, membarrier_query};
+use nat_common::abi::{self, ABI_VERSION, Meter, Node};
+use rustix::thread::{MembarrierCommand, membarrier};
 
 use self::bpffs::PinLock;
+use self::findings::Findings;
+use self::generations::{Generation, Sums};
 use self::interfaces::Interface;
 use self::maps::Maps;
-use super::{Binding, Dataplane, Half, Port, Role, Verdicts};
+use self::object::MapPins;
+use self::ports::Ports;
+use super::{Binding, Dataplane, Half, Mended, Port, Role, Verdicts};
 use crate::config::{self, KeyError};
 use crate::model::PoolSpec;
-
-/// Oldest kernel that is tested; what the program needs of the kernel has been there since.
-const OLDEST_KERNEL: (u8, u8) = (6, 1);
 
 /// The logger that carries the program's log into the daemon's.
 pub type ProgramLogger = EbpfLogger<log::Names>;
 
 /// The XDP program on the node's interfaces, with its maps.
 pub struct XdpDataplane {
+    config: config::Datapath,
+    pools: Vec<PoolSpec>,
     maps: Maps,
-    ports: Vec<Port>,
+    map_pins: MapPins,
+    ports: Ports,
+    node: Node,
     logger: Option<ProgramLogger>,
+    /// The maps in use.
+    generation: PathBuf,
+    /// Whether this start made them.
+    is_new: bool,
+    /// Earlier ones that count, too.
+    earlier: Vec<Generation>,
+    /// Whether the program runs on all interfaces; before that, everything can be undone.
+    is_active: bool,
     /// Keeps every other daemon off the pins.
-    _lock: PinLock,
+    lock: PinLock,
 }
 
 impl XdpDataplane {
-    /// Loads the program and attaches it. What an earlier daemon left under the pin path is adopted: its maps stay,
-    /// and its program is replaced atomically while traffic flows.
+    /// Loads the program, and attaches it where none of eipnat's runs. What an earlier daemon left under the pin path is
+    /// adopted: its maps where they fit, its counters in any case. Its program goes on until [`Dataplane::activate`];
+    /// without that, all of this is undone when it is dropped.
     ///
     /// # Errors
     /// [`KeyError`] where another configuration would mend it. What was not there before is not left behind.
     pub fn start(config: &config::Datapath, pools: &[PoolSpec]) -> anyhow::Result<Self> {
-        check_machine()?;
+        checks::machine()?;
         let interfaces = Interface::all()?;
-        check_pools(pools, &interfaces)?;
+        checks::pools(pools, &interfaces)?;
         let wanted = wanted_ports(config, &interfaces)?;
-        bpffs::prepare(&config.pin_path)?;
+        let directories_made = bpffs::prepare(&config.pin_path)?;
         let lock = PinLock::take(&config.pin_path)?;
-        let standing = object::standing(config)?;
-        if standing.is_none() {
-            bpffs::remove_pins(&config.pin_path)?;
-        }
+        let standing = standing(&config.pin_path)?;
         let node = Node {
             abi_version: ABI_VERSION,
-            public_ip: config
-                .public_ip
-                .or_else(|| first_address(config, &interfaces))
-                .map_or([0; 4], |address| address.octets()),
-            all_send_redirects_before: match standing {
-                Some(node) => node.all_send_redirects_before,
-                None => sysctls::all_send_redirects()?,
-            },
-            padding: [0; 3],
+            stage: Node::OPEN,
+            public_ip: public_ip(config, &interfaces).map_or([0; 4], |address| address.octets()),
+            ..match standing.first() {
+                Some(earliest) => Node { padding: 0, ..earliest.node },
+                None => Node {
+                    all_send_redirects_before: sysctls::all_send_redirects()?,
+                    directories_made,
+                    ..Node::default()
+                },
+            }
         };
-        match Self::load(config, pools, node, standing.is_some(), &interfaces, &wanted) {
-            Ok((maps, ports, logger)) => Ok(Self { maps, ports, logger, _lock: lock }),
-            Err(error) if standing.is_some() => Err(error),
-            Err(error) => match remove(&config.pin_path) {
-                Ok(()) => Err(error),
-                Err(second) => Err(error.context(format!("and cleaning up failed: {second:#}"))),
-            },
-        }
+        let is_first = standing.is_empty();
+        Self::load(config, pools, node, standing, &wanted, lock).map_err(|error| {
+            if !is_first {
+                return error;
+            }
+            match remove(&config.pin_path, directories_made) {
+                Ok(()) => error,
+                Err(second) => error.context(format!("and cleaning up failed: {second:#}")),
+            }
+        })
     }
 
     fn load(
         config: &config::Datapath,
         pools: &[PoolSpec],
-        node: Node,
-        adopts: bool,
-        interfaces: &[Interface],
+        mut node: Node,
+        mut earlier: Vec<Generation>,
         wanted: &[(&Interface, Role)],
-    ) -> anyhow::Result<(Maps, Vec<Port>, Option<ProgramLogger>)> {
-        let mut ebpf = object::load(config)?;
-        let mut maps = Maps::take(&mut ebpf, config.max_bindings)?;
-        if !adopts {
-            // From here on these are maps that another start can take over, and unload can undo.
-            maps.set_node(node)?;
-        }
-        let ports = ports::attach(&mut ebpf, &mut maps, config, interfaces, wanted)?;
-        sysctls::set_all_send_redirects(0)?;
-        maps.set_pools(pools)?;
-        maps.set_node(node)?;
-        object::pin_program(&mut ebpf, &config.pin_path)?;
+        lock: PinLock,
+    ) -> anyhow::Result<Self> {
+        let told = told(&earlier)?;
+        let fits = earlier.last().map_or(Ok(false), |last| last.fits(config.max_bindings))?;
+        let adopted = if fits { earlier.pop() } else { None };
+        let is_new = adopted.is_none();
+        let generation = match adopted {
+            Some(adopted) => {
+                node.stage = adopted.node.stage;
+                adopted
+            }
+            None => {
+                check_room(config, &earlier)?;
+                Generation::make(&config.pin_path, &earlier)?
+            }
+        };
+        let undo = |error| {
+            if is_new {
+                // What failed is what has to be told; the next start throws away what stays.
+                let _ = generation.discard();
+            }
+            error
+        };
+        let mut ebpf = object::load(config, &generation.dir).map_err(undo)?;
+        let mut maps = Maps::take(&mut ebpf, config.max_bindings).map_err(undo)?;
+        let map_pins = MapPins::open(&generation.dir).map_err(undo)?;
         let logger = object::logger(&mut ebpf);
-        Ok((maps, ports, logger))
+        if is_new {
+            if !earlier.is_empty() {
+                info!(
+                    "new maps in {}: the running ones are of another version or size",
+                    generation.dir.display()
+                );
+            }
+            maps.set_pools(pools).map_err(undo)?;
+            // From here on another start can take these maps over, and unload can undo what follows.
+            maps.set_node(node).map_err(undo)?;
+        }
+        let ports = Ports::add(ebpf, &mut maps, config, told, wanted).map_err(undo)?;
+        Ok(Self {
+            config: config.clone(),
+            pools: pools.to_vec(),
+            maps,
+            map_pins,
+            ports,
+            node,
+            logger,
+            generation: generation.dir,
+            is_new,
+            earlier,
+            is_active: false,
+            lock,
+        })
     }
 
     /// The program's log, once.
     pub fn take_logger(&mut self) -> Option<ProgramLogger> {
         self.logger.take()
+    }
+
+    /// Whether nothing stood before, so that nothing has to stay if the daemon cannot start.
+    #[must_use]
+    pub fn is_first(&self) -> bool {
+        self.is_new && self.earlier.is_empty()
+    }
+
+    /// Brings everything to what it has to be, bindings apart.
+    fn settle(&mut self) -> anyhow::Result<Findings> {
+        let mut findings = Findings::default();
+        findings.note(self.settle_pins());
+        let interfaces = Interface::all()?;
+        if let Some(address) = public_ip(&self.config, &interfaces) {
+            self.node.public_ip = address.octets();
+        }
+        let mut note = |what: &str, changed: anyhow::Result<bool>| {
+            findings.note(changed.map(|changed| changed.then(|| what.to_owned())));
+        };
+        note("the node's settings were others, and are written again", self.maps.set_node(self.node));
+        note("the pools were others, and are written again", self.maps.set_pools(&self.pools));
+        note("sysctl all.send_redirects set again", sysctls::set_all_send_redirects(0));
+        self.ports.settle(&mut self.maps, &interfaces, &mut findings);
+        Ok(findings)
+    }
+
+    fn settle_pins(&mut self) -> anyhow::Result<Option<String>> {
+        let mut restored = Vec::new();
+        if !self.lock.is_on(&self.config.pin_path) {
+            bpffs::prepare(&self.config.pin_path)?;
+            self.lock = PinLock::take(&self.config.pin_path)?;
+            restored.push(self.config.pin_path.display().to_string());
+        }
+        restored.extend(self.map_pins.restore()?);
+        if self.ports.pin_program()? {
+            restored.push("the program".to_owned());
+        }
+        Ok((!restored.is_empty()).then(|| format!("pinned again: {}", restored.join(", "))))
+    }
+
+    /// Makes the maps in use the only ones: to be called when no program runs on earlier ones any more.
+    fn retire_earlier(&mut self) -> anyhow::Result<()> {
+        // No packet is under way any more in an earlier program: its counters stand still.
+        self.quiesce()?;
+        let mut sums = Sums::default();
+        self.earlier.iter().try_for_each(|earlier| earlier.add_to(&mut sums))?;
+        self.maps.carry(&sums)?;
+        self.node.stage = Node::CURRENT;
+        self.maps.set_node(self.node)?;
+        if !self.earlier.is_empty() {
+            info!("changed over to the new maps, with the counters of {} EIPs", sums.meters.len());
+        }
+        std::mem::take(&mut self.earlier).iter().try_for_each(Generation::discard)
+    }
+
+    /// Undoes the start.
+    fn undo(&mut self) -> anyhow::Result<()> {
+        self.ports.release();
+        if self.is_first() {
+            return remove(&self.config.pin_path, self.node.directories_made);
+        }
+        self.ports.take_back(&mut self.maps)?;
+        if self.is_new {
+            let generations = Generation::all(&self.config.pin_path)?;
+            let own = generations.iter().find(|generation| generation.dir == self.generation);
+            own.map_or(Ok(()), Generation::discard)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for XdpDataplane {
+    fn drop(&mut self) {
+        if !self.is_active
+            && let Err(error) = self.undo()
+        {
+            error!("the start cannot be undone, `eipnat unload` may help: {error:#}");
+        }
     }
 }
 
@@ -118,60 +255,55 @@ impl XdpDataplane {
 /// # Errors
 /// If the daemon does not end, or something cannot be removed.
 pub fn unload(pin_path: &Path) -> anyhow::Result<()> {
-    check_root()?;
+    checks::root()?;
     if !bpffs::is_bpffs(pin_path) {
         debug!("nothing is pinned at {}", pin_path.display());
         return Ok(());
     }
     let _lock = PinLock::take_from_daemon(pin_path)?;
-    remove(pin_path)
+    remove(pin_path, 0)
 }
 
 /// Takes the datapath under `pin_path` apart. The caller holds the lock.
-fn remove(pin_path: &Path) -> anyhow::Result<()> {
-    ports::detach_all(pin_path)?;
-    bpffs::remove(pin_path)
+fn remove(pin_path: &Path, directories_made: u8) -> anyhow::Result<()> {
+    let generations = Generation::all(pin_path)?;
+    let open: Vec<&Generation> = generations.iter().filter(|generation| generation.is_open()).collect();
+    ports::detach_all(pin_path, &told(&generations)?)?;
+    if let Some(first) = open.first() {
+        sysctls::set_all_send_redirects(first.node.all_send_redirects_before)?;
+    }
+    let made = open.iter().map(|generation| generation.node.directories_made).max();
+    generations.iter().try_for_each(Generation::discard)?;
+    bpffs::remove(pin_path, directories_made.max(made.unwrap_or(0)))
 }
 
-/// Not the user but what it may do: root in a container is not enough.
-fn check_root() -> anyhow::Result<()> {
-    let may = capabilities(None).context("cannot read this process's capabilities")?.effective;
-    if may.contains(CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN) {
-        Ok(())
-    } else {
-        bail!("BPF programs and interfaces need root with CAP_SYS_ADMIN and CAP_NET_ADMIN; run it with sudo")
-    }
+/// The generations that count, in order: what came before a current one, or was never used, is thrown away.
+fn standing(pin_path: &Path) -> anyhow::Result<Vec<Generation>> {
+    let mut all = Generation::all(pin_path)?;
+    let first = all.iter().rposition(Generation::is_current).unwrap_or(0);
+    let later = all.split_off(first);
+    let (standing, unused): (Vec<_>, Vec<_>) = later.into_iter().partition(Generation::is_open);
+    all.iter().chain(&unused).try_for_each(Generation::discard)?;
+    Ok(standing)
 }
 
-fn check_machine() -> anyhow::Result<()> {
-    check_root()?;
-    let (major, minor) = OLDEST_KERNEL;
-    let kernel = KernelVersion::current().context("cannot tell the kernel's version")?;
-    if kernel < KernelVersion::new(major, minor, 0) {
-        bail!("this kernel is older than {major}.{minor}; boot a newer one (Debian 12 has 6.1)");
+/// What the programs were told of the interfaces. The earliest knows best how these were before eipnat came.
+fn told(generations: &[Generation]) -> anyhow::Result<BTreeMap<u32, abi::Port>> {
+    let mut told = BTreeMap::new();
+    for generation in generations.iter().rev().filter(|generation| generation.is_open()) {
+        told.extend(generation.ports()?);
     }
-    if !membarrier_query().contains_command(MembarrierCommand::Global) {
-        bail!("this kernel has no membarrier(2) for all CPUs; boot it without nohz_full");
-    }
-    Ok(())
+    Ok(told)
 }
 
-/// A pool must not hold what the node itself answers to, or the node would be cut off; and all of them together must
-/// fit into their map.
-fn check_pools(pools: &[PoolSpec], interfaces: &[Interface]) -> anyhow::Result<()> {
-    for (index, pool) in pools.iter().enumerate() {
-        for interface in interfaces {
-            let own = |address: &&Ipv4Addr| pool.contains(**address) && !pool.reserve.contains(*address);
-            if let Some(address) = interface.addresses.iter().find(own) {
-                let what = format!("{address} is this node's own, on {}; add it to reserve", interface.name);
-                return Err(KeyError::new(format!("pool[{index}].cidrs"), what).into());
-            }
+/// New maps must have room for the bindings of those that they replace.
+fn check_room(config: &config::Datapath, earlier: &[Generation]) -> anyhow::Result<()> {
+    for generation in earlier {
+        let bindings = generation.bindings()?;
+        if bindings > config.max_bindings as usize {
+            let what = format!("{bindings} bindings stand; set at least that, or detach some first");
+            return Err(KeyError::new("datapath.max_bindings", what).into());
         }
-    }
-    let entries: usize = pools.iter().map(|pool| pool.cidrs.len() + pool.reserve.len()).sum();
-    if entries > MAX_POOL_CIDRS as usize {
-        let what = format!("{entries} CIDRs and reserved addresses, {MAX_POOL_CIDRS} at most; merge some");
-        return Err(KeyError::new("pool", what).into());
     }
     Ok(())
 }
@@ -208,15 +340,24 @@ fn role(config: &config::Datapath, name: &String) -> Role {
     }
 }
 
-/// The node's own public address, if the configuration names none: the first of the first uplink that has one.
-fn first_address(config: &config::Datapath, interfaces: &[Interface]) -> Option<Ipv4Addr> {
+/// The node's own public address. If the configuration names none: the first of the first uplink that has one.
+fn public_ip(config: &config::Datapath, interfaces: &[Interface]) -> Option<Ipv4Addr> {
     let uplinks = config.uplinks.iter().filter_map(|name| interfaces.iter().find(|i| i.name == *name));
-    uplinks.flat_map(|interface| &interface.addresses).copied().find(|address| !address.is_link_local())
+    let mut addresses = uplinks.flat_map(|interface| &interface.addresses).copied();
+    config.public_ip.or_else(|| addresses.find(|address| !address.is_link_local()))
 }
 
 impl Dataplane for XdpDataplane {
     fn halves(&self) -> anyhow::Result<Vec<Half>> {
         self.maps.halves()
+    }
+
+    fn serves(&self) -> anyhow::Result<bool> {
+        let mut stood = false;
+        for earlier in &self.earlier {
+            stood |= earlier.bindings()? > 0;
+        }
+        Ok(stood || !self.maps.halves()?.is_empty())
     }
 
     fn inbound(&self, public_ip: Ipv4Addr) -> anyhow::Result<Option<Binding>> {
@@ -240,6 +381,23 @@ impl Dataplane for XdpDataplane {
         membarrier(MembarrierCommand::Global).context("cannot wait for the packets under way (membarrier)")
     }
 
+    fn activate(&mut self) -> anyhow::Result<()> {
+        // From here on an interface may run on the new maps: a failure is for the next start to mend.
+        self.is_active = !self.is_first();
+        for advice in self.settle()?.started()? {
+            warn!("{advice}");
+        }
+        if self.node.stage != Node::CURRENT {
+            self.retire_earlier()?;
+        }
+        self.is_active = true;
+        Ok(())
+    }
+
+    fn mend(&mut self) -> anyhow::Result<Mended> {
+        Ok(self.settle()?.into())
+    }
+
     fn meters(&self, meters: &[u32]) -> anyhow::Result<Vec<Meter>> {
         self.maps.meters(meters)
     }
@@ -253,7 +411,7 @@ impl Dataplane for XdpDataplane {
     }
 
     fn ports(&self) -> Vec<Port> {
-        self.ports.clone()
+        self.ports.list()
     }
 
     fn capacity(&self) -> u32 {

@@ -2,15 +2,15 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, anyhow, bail};
-use aya::maps::{Array, Map, MapData, MapError, MapInfo};
-use aya::programs::{ProgramError, Xdp};
+use anyhow::{Context as _, anyhow};
+use aya::maps::{MapData, MapError, MapInfo};
+use aya::programs::{ProgramError, ProgramInfo, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use aya_log::EbpfLogger;
 use log::{Level, log_enabled, warn};
-use nat_common::abi::{ABI_VERSION, Node, map};
+use nat_common::abi::map;
 
 use super::ProgramLogger;
 use super::log::Names;
@@ -20,74 +20,33 @@ use crate::model::SPARE_METERS;
 /// The XDP program, compiled by the build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/eipnat-xdp"));
 
+/// How many counters go with so many bindings.
+pub(super) const fn meters(max_bindings: u32) -> u32 {
+    max_bindings.saturating_add(SPARE_METERS)
+}
+
 /// The program's name in the object, and in `bpftool prog`.
 const PROGRAM: &str = "eipnat";
 
 /// Name of the program's pin.
 pub(super) const PROGRAM_PIN: &str = "program";
 
-/// What an earlier daemon left that this one can go on with: the settings in its maps.
-pub(super) fn standing(config: &config::Datapath) -> anyhow::Result<Option<Node>> {
-    let Some(node) = pinned_node(&config.pin_path)?.filter(is_complete) else { return Ok(None) };
-    if node.abi_version != ABI_VERSION {
-        bail!(
-            "the maps in {} are of another version ({}, this one has {ABI_VERSION}); run `eipnat unload` first",
-            config.pin_path.display(),
-            node.abi_version
-        );
-    }
-    let info =
-        MapInfo::from_pin(config.pin_path.join(map::INBOUND)).context("cannot read the pinned maps")?;
-    if info.max_entries() != config.max_bindings {
-        return Err(KeyError::new(
-            "datapath.max_bindings",
-            format!(
-                "the running datapath was made for {}; set that, or run `eipnat unload` first",
-                info.max_entries()
-            ),
-        )
-        .into());
-    }
-    Ok(Some(node))
-}
-
-/// Whether the daemon that made the maps lived long enough to describe the node in them. Before that, nothing is
-/// attached.
-pub(super) fn is_complete(node: &Node) -> bool {
-    node.abi_version != 0
-}
-
-/// The settings that an earlier daemon left.
-pub(super) fn pinned_node(pin_path: &Path) -> anyhow::Result<Option<Node>> {
-    let pin = pin_path.join(map::NODE);
-    if !pin.exists() {
-        return Ok(None);
-    }
-    let read = || -> Result<[u8; size_of::<Node>()], MapError> {
-        Array::try_from(Map::Array(MapData::from_pin(&pin)?))?.get(&0, 0)
-    };
-    let bytes = read().with_context(|| {
-        format!(
-            "{} is no map of this version; `eipnat unload` with the version that made it, or delete it",
-            pin.display()
-        )
-    })?;
-    Ok(Some(bytemuck::cast(bytes)))
-}
-
-/// Creates the maps, or takes those that are pinned, and loads the program.
-pub(super) fn load(config: &config::Datapath) -> anyhow::Result<Ebpf> {
+/// Creates the maps, or takes those that are pinned in `maps`, and loads the program.
+pub(super) fn load(config: &config::Datapath, maps: &Path) -> anyhow::Result<Ebpf> {
     // The program is compiled with its log in it; below its level the verifier cuts it out.
     let level = if log_enabled!(Level::Debug) { Level::Debug as u8 } else { Level::Error as u8 };
     let mut loader = EbpfLoader::new();
-    loader
-        .default_map_pin_directory(&config.pin_path)
-        .verifier_log_level(VerifierLogLevel::STATS)
-        .override_global("AYA_LOG_LEVEL", &level, true);
+    loader.default_map_pin_directory(maps).verifier_log_level(VerifierLogLevel::STATS).override_global(
+        "AYA_LOG_LEVEL",
+        &level,
+        true,
+    );
     for name in [map::INBOUND, map::OUTBOUND] {
         loader.map_max_entries(name, config.max_bindings);
     }
-    loader.map_max_entries(map::METERS, config.max_bindings + SPARE_METERS);
+    for name in [map::METERS, map::CARRIED_METERS] {
+        loader.map_max_entries(name, meters(config.max_bindings));
+    }
     let mut ebpf = loader.load(OBJECT).map_err(|error| map_error(error, config))?;
     program(&mut ebpf)?.load().map_err(|error| match error {
         ProgramError::LoadError { io_error, verifier_log } => {
@@ -103,16 +62,59 @@ pub(super) fn load(config: &config::Datapath) -> anyhow::Result<Ebpf> {
     Ok(ebpf)
 }
 
-/// Pins the program beside its maps, where `bpftool` and tests find it; an earlier one's pin is replaced.
-pub(super) fn pin_program(ebpf: &mut Ebpf, pin_path: &Path) -> anyhow::Result<()> {
+/// Pins the program, for `bpftool` and tests, in the place of an earlier one. Answers whether it was not pinned yet.
+pub(super) fn pin_program(ebpf: &mut Ebpf, pin_path: &Path) -> anyhow::Result<bool> {
     let pin = pin_path.join(PROGRAM_PIN);
-    match fs::remove_file(&pin) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("cannot remove {}", pin.display()));
-        }
-        _ => {}
+    let program = program(ebpf)?;
+    if ProgramInfo::from_pin(&pin).is_ok_and(|pinned| program.info().is_ok_and(|own| own.id() == pinned.id()))
+    {
+        return Ok(false);
     }
-    program(ebpf)?.pin(&pin).with_context(|| format!("cannot pin {}", pin.display()))
+    make_way(&pin)?;
+    program.pin(&pin).with_context(|| format!("cannot pin {}", pin.display()))?;
+    Ok(true)
+}
+
+/// The maps as what is pinned.
+pub(super) struct MapPins(Vec<(PathBuf, MapData, u32)>);
+
+impl MapPins {
+    /// Opens the maps of a directory.
+    pub(super) fn open(dir: &Path) -> anyhow::Result<Self> {
+        let open = |name: &&str| {
+            let pin = dir.join(name);
+            let map = MapData::from_pin(&pin).with_context(|| format!("cannot open {}", pin.display()))?;
+            let id = map.info()?.id();
+            Ok((pin, map, id))
+        };
+        Ok(Self(map::ALL.iter().map(open).collect::<anyhow::Result<_>>()?))
+    }
+
+    /// Pins those again that are not pinned any more, and answers their names.
+    pub(super) fn restore(&self) -> anyhow::Result<Vec<String>> {
+        let mut restored = Vec::new();
+        for (pin, map, id) in &self.0 {
+            if MapInfo::from_pin(pin).is_ok_and(|pinned| pinned.id() == *id) {
+                continue;
+            }
+            if let Some(dir) = pin.parent() {
+                fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+            }
+            make_way(pin)?;
+            map.pin(pin).with_context(|| format!("cannot pin {}", pin.display()))?;
+            restored.push(pin.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        }
+        Ok(restored)
+    }
+}
+
+fn make_way(pin: &Path) -> anyhow::Result<()> {
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", pin.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The one program in the object.

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::Context as _;
-use log::warn;
+use anyhow::{Context as _, ensure};
 use netlink_packet_core::{DecodeError, DefaultNla, Emitable, NlasIterator, ParseableParametrized};
 use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
 use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
@@ -26,21 +25,17 @@ pub(super) const MERGING: Offloads = 2;
 /// Their names. kernel: `netdev_features_strings[]`, net/ethtool/common.c
 const NAMES: [(Offloads, &str); 2] = [(VLAN_TAGS, "rx-vlan-hw-parse"), (MERGING, "rx-gro")];
 
-/// Turns off those of `unwanted` that are on, and answers which.
-pub(super) fn turn_off(interface: &Interface, unwanted: Offloads) -> Offloads {
-    let done = active(interface.index).and_then(|active| {
-        let off = bits(|bit, name| unwanted & bit != 0 && active.contains(name));
-        set(interface.index, off, false)?;
-        Ok(off)
-    });
-    done.unwrap_or_else(|error| {
-        // Most packets do not depend on it.
-        warn!(
-            "{}: offloads cannot be turned off ({error:#}); do it with ethtool -K if it has rx-vlan-offload or GRO",
-            interface.name
-        );
-        0
-    })
+/// Turns off those of `unwanted` that are on, and answers which were.
+pub(super) fn turn_off(interface: &Interface, unwanted: Offloads) -> anyhow::Result<Offloads> {
+    let on = |active: &BTreeSet<String>| bits(|bit, name| unwanted & bit != 0 && active.contains(name));
+    let before = on(&active(interface.index)?);
+    if before == 0 {
+        return Ok(0);
+    }
+    set(interface.index, before, false)?;
+    let after = on(&active(interface.index)?);
+    ensure!(after == 0, "the driver does not turn them off");
+    Ok(before)
 }
 
 /// Turns them on again.

@@ -1,115 +1,327 @@
-//! The program on the interfaces that the configuration names.
+//! The program on the interfaces that the configuration names, and the settings around it.
+//!
+//! A start [`Ports::add`]s what is new, all or nothing, and then [`Ports::settle`]s everything. To mend is to settle
+//! again: both are the same code.
 
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{anyhow, bail};
 use aya::Ebpf;
-use aya::maps::{HashMap, Map, MapData};
-use aya::programs::{ProgramError, Xdp};
+use aya::programs::ProgramError;
 use log::warn;
-use nat_common::abi::{self, map};
+use nat_common::abi;
 
+use super::findings::Findings;
 use super::interfaces::{self, Interface};
-use super::links::LinkPin;
+use super::links::{Link, LinkPin};
 use super::maps::Maps;
 use super::{object, offloads, sysctls};
 use crate::config::{self, KeyError};
 use crate::dataplane::{Mode, Port, Role};
 
-/// Attaches the program to the wanted interfaces, and takes it off all others. If that fails, whatever stood before
-/// still does, and nothing new.
-pub(super) fn attach(
-    ebpf: &mut Ebpf,
-    maps: &mut Maps,
-    config: &config::Datapath,
-    interfaces: &[Interface],
-    wanted: &[(&Interface, Role)],
-) -> anyhow::Result<Vec<Port>> {
-    let links = LinkPin::all(&config.pin_path)?;
-    let (standing, gone): (Vec<LinkPin>, Vec<LinkPin>) =
-        links.into_iter().partition(|link| wanted.iter().any(|(wanted, _)| wanted.index == link.ifindex));
-    let new: Vec<(&Interface, Role)> = wanted
-        .iter()
-        .filter(|(wanted, _)| standing.iter().all(|link| link.ifindex != wanted.index))
-        .copied()
-        .collect();
-    let program = object::program(ebpf)?;
-    let mode = add(program, maps, config, &standing, &new).inspect_err(|_| {
-        // What failed is what has to be told; this is only putting things back.
-        let _ = take_back(maps, &config.pin_path, &new);
-    })?;
-    let indices: BTreeSet<u32> = wanted.iter().map(|(interface, _)| interface.index).collect();
-    let members = interfaces::below(interfaces, &indices);
-    quieten(maps, wanted, &members, mode)?;
-    for link in &standing {
-        link.replace(program)?;
-    }
-    for ifindex in maps.port_indices()? {
-        if !indices.contains(&ifindex) && members.iter().all(|member| member.index != ifindex) {
-            forget(maps, ifindex)?;
-        }
-    }
-    gone.iter().try_for_each(LinkPin::remove)?;
-    // Last: without the program, an interface that forwards would let private addresses out.
-    for (interface, _) in wanted {
-        sysctls::prepare(&interface.name)?;
-        sysctls::forward(&interface.name)?;
-    }
-    let port =
-        |(interface, role): &(&Interface, Role)| Port { name: interface.name.clone(), role: *role, mode };
-    Ok(wanted.iter().map(port).collect())
+/// The program, and the interfaces that it is to run on.
+pub(super) struct Ports {
+    ebpf: Ebpf,
+    pin_path: PathBuf,
+    /// By name, since an interface that comes back has another index.
+    wanted: Vec<(String, Role)>,
+    mode: Mode,
+    /// What the program was told of each interface, by index. It holds what `unload` puts back, so that does not depend
+    /// on nobody else's writing to the map.
+    told: BTreeMap<u32, abi::Port>,
+    /// Held open, so that the program stays where it is without its pin, too.
+    links: BTreeMap<u32, Link>,
+    /// Indices of the interfaces that the program was not on before.
+    added: Vec<u32>,
 }
 
-/// Attaches the program to interfaces that do not have it yet, all in one mode: what native XDP redirects to an
-/// interface whose driver knows none of it is lost without a word.
-fn add(
-    program: &mut Xdp,
-    maps: &mut Maps,
-    config: &config::Datapath,
-    standing: &[LinkPin],
-    new: &[(&Interface, Role)],
-) -> anyhow::Result<Mode> {
-    // Every port is known before the program sees its first packet.
-    for (interface, role) in new {
-        describe(maps, interface, role_bits(*role))?;
-    }
-    let mut all = |mode| {
-        new.iter().try_for_each(|(interface, _)| attach_link(program, interface, &config.pin_path, mode))?;
-        Ok(mode)
-    };
-    match (config.mode, standing.first().map(|link| link.mode)) {
-        (config::Mode::Native, Some(Mode::Generic)) | (config::Mode::Generic, Some(Mode::Native)) => {
-            let what = "the running datapath has the other one; run `eipnat unload` first, or set \"auto\"";
-            Err(KeyError::new("datapath.mode", what).into())
-        }
-        (_, Some(mode)) => all(mode),
-        (config::Mode::Native, None) => all(Mode::Native),
-        (config::Mode::Generic, None) => all(Mode::Generic),
-        (config::Mode::Auto, None) => match all(Mode::Native) {
-            Err(native) if native.is::<KeyError>() => {
-                remove_links(&config.pin_path, new)?;
-                let mode = all(Mode::Generic)?;
-                warn!("generic XDP on all interfaces, which is slower: {native:#}");
-                Ok(mode)
+impl Ports {
+    /// Attaches the program to the wanted interfaces that run none of eipnat's yet, all in one mode: what native XDP
+    /// redirects to an interface whose driver knows none of it is lost without a word. If that fails, nothing is
+    /// attached that was not before.
+    pub(super) fn add(
+        ebpf: Ebpf,
+        maps: &mut Maps,
+        config: &config::Datapath,
+        told: BTreeMap<u32, abi::Port>,
+        wanted: &[(&Interface, Role)],
+    ) -> anyhow::Result<Self> {
+        let pins = LinkPin::all(&config.pin_path)?;
+        let mut ports = Self {
+            ebpf,
+            pin_path: config.pin_path.clone(),
+            wanted: wanted.iter().map(|(interface, role)| (interface.name.clone(), *role)).collect(),
+            mode: Mode::Native,
+            told,
+            links: BTreeMap::new(),
+            added: Vec::new(),
+        };
+        let (mut new, mut standing) = (Vec::new(), None);
+        for (interface, role) in wanted {
+            match running(&pins, interface)? {
+                Some(pin) => standing = Some(pin.mode),
+                None => new.push((*interface, *role)),
             }
-            outcome => outcome,
-        },
+        }
+        ports.added.extend(new.iter().map(|(interface, _)| interface.index));
+        let added = ports.add_new(maps, config.mode, standing, &new);
+        match added {
+            Ok(mode) => ports.mode = mode,
+            Err(error) => {
+                // What failed is what has to be told; this is only putting things back.
+                let _ = ports.take_back(maps);
+                return Err(error);
+            }
+        }
+        Ok(ports)
+    }
+
+    fn add_new(
+        &mut self,
+        maps: &mut Maps,
+        wanted: config::Mode,
+        standing: Option<Mode>,
+        new: &[(&Interface, Role)],
+    ) -> anyhow::Result<Mode> {
+        // Every port is known before the program sees its first packet.
+        for (interface, role) in new {
+            self.describe(maps, interface, role_bits(*role))?;
+        }
+        match (wanted, standing) {
+            (config::Mode::Native, Some(Mode::Generic)) | (config::Mode::Generic, Some(Mode::Native)) => {
+                let what =
+                    "the running datapath has the other one; run `eipnat unload` first, or set \"auto\"";
+                Err(KeyError::new("datapath.mode", what).into())
+            }
+            (_, Some(mode)) => self.attach_all(new, mode),
+            (config::Mode::Native, None) => self.attach_all(new, Mode::Native),
+            (config::Mode::Generic, None) => self.attach_all(new, Mode::Generic),
+            (config::Mode::Auto, None) => match self.attach_all(new, Mode::Native) {
+                Err(native) if native.is::<KeyError>() => {
+                    self.detach(&self.added.clone())?;
+                    let mode = self.attach_all(new, Mode::Generic)?;
+                    warn!("generic XDP on all interfaces, which is slower: {native:#}");
+                    Ok(mode)
+                }
+                outcome => outcome,
+            },
+        }
+    }
+
+    fn attach_all(&mut self, new: &[(&Interface, Role)], mode: Mode) -> anyhow::Result<Mode> {
+        new.iter().try_for_each(|(interface, _)| self.attach(interface, mode))?;
+        Ok(mode)
+    }
+
+    /// Undoes [`Self::add`].
+    pub(super) fn take_back(&mut self, maps: &mut Maps) -> anyhow::Result<()> {
+        let added = std::mem::take(&mut self.added);
+        self.detach(&added)?;
+        added.iter().try_for_each(|ifindex| maps.remove_port(*ifindex))
+    }
+
+    /// Lets go of the links, which their pins keep.
+    pub(super) fn release(&mut self) {
+        self.links.clear();
+    }
+
+    /// Brings everything to what it has to be.
+    pub(super) fn settle(&mut self, maps: &mut Maps, interfaces: &[Interface], findings: &mut Findings) {
+        let mut present: Vec<(&Interface, Role)> = Vec::new();
+        for (name, role) in &self.wanted {
+            match interfaces.iter().find(|interface| interface.name == *name) {
+                Some(interface) => present.push((interface, *role)),
+                None => findings.fail(anyhow!(
+                    "interface {name} is gone: bring it back, or take it out of the configuration and restart"
+                )),
+            }
+        }
+        let indices: BTreeSet<u32> = present.iter().map(|(interface, _)| interface.index).collect();
+        let members = interfaces::below(interfaces, &indices);
+        self.quieten(maps, &present, &members, findings);
+        let closed: Vec<bool> = present
+            .iter()
+            .map(|(interface, _)| {
+                let held = self.hold(interface);
+                let is_closed = held.is_err();
+                findings.note(held.map(|done| done.map(|what| format!("{}: {what}", interface.name))));
+                is_closed
+            })
+            .collect();
+        let known: BTreeSet<u32> =
+            members.iter().map(|member| member.index).chain(indices.iter().copied()).collect();
+        findings.note(self.forget_others(maps, interfaces, &indices, &known));
+        // Last: without the program, an interface that forwards would let private addresses out.
+        for ((interface, _), is_closed) in present.iter().zip(closed) {
+            let name = &interface.name;
+            if is_closed {
+                findings.check(sysctls::close(name));
+            } else {
+                findings.note(sysctls::open(name).map(|changed| {
+                    (!changed.is_empty()).then(|| format!("{name}: sysctl {} set again", changed.join(", ")))
+                }));
+            }
+            if !interface.is_up {
+                findings.problem(format!("{name} is down: ip link set dev {name} up"));
+            } else if !interface.has_carrier {
+                findings.problem(format!("{name} has no carrier: see to its cable and the other end"));
+            }
+        }
+    }
+
+    /// Pins the program.
+    pub(super) fn pin_program(&mut self) -> anyhow::Result<bool> {
+        object::pin_program(&mut self.ebpf, &self.pin_path)
+    }
+
+    /// The interfaces as the daemon's users see them.
+    pub(super) fn list(&self) -> Vec<Port> {
+        let port = |(name, role): &(String, Role)| Port { name: name.clone(), role: *role, mode: self.mode };
+        self.wanted.iter().map(port).collect()
+    }
+
+    /// Tells the program of an interface, and answers whether it knew anything else of it.
+    fn describe(&mut self, maps: &mut Maps, interface: &Interface, role: u8) -> anyhow::Result<bool> {
+        let before = self.told.get(&interface.index);
+        let sysctls_before = match before {
+            Some(port) => port.sysctls_before,
+            None => sysctls::of(&interface.name)?,
+        };
+        let offloads_before = before.map_or(0, |port| port.offloads_before);
+        let mac = match interface.mac {
+            None if role != 0 => bail!("{} is an interface without a MAC address", interface.name),
+            mac => mac.unwrap_or_default(),
+        };
+        let port = abi::Port { role, sysctls_before, mac, offloads_before, ..abi::Port::default() };
+        self.told.insert(interface.index, port);
+        maps.set_port(interface.index, port)
+    }
+
+    /// Tells the program of all interfaces, and turns off what would change packets before it sees them, on its
+    /// interfaces and below them.
+    fn quieten(
+        &mut self,
+        maps: &mut Maps,
+        present: &[(&Interface, Role)],
+        members: &[&Interface],
+        findings: &mut Findings,
+    ) {
+        let below = match self.mode {
+            Mode::Native => offloads::VLAN_TAGS,
+            Mode::Generic => offloads::VLAN_TAGS | offloads::MERGING,
+        };
+        let present =
+            present.iter().map(|(interface, role)| (*interface, role_bits(*role), offloads::VLAN_TAGS));
+        // Members are remembered without a role: the program is not on them.
+        for (interface, role, unwanted) in present.chain(members.iter().map(|member| (*member, 0, below))) {
+            let name = &interface.name;
+            findings.note(
+                self.describe(maps, interface, role)
+                    .map(|changed| changed.then(|| format!("{name}: described anew to the program"))),
+            );
+            match offloads::turn_off(interface, unwanted) {
+                Ok(0) => {}
+                Ok(off) => {
+                    findings.done(format!("{name}: offloads turned off"));
+                    findings.check(self.remember_offloads(maps, interface.index, off));
+                }
+                // Most packets do not depend on it.
+                Err(error) => findings.advise(format!(
+                    "{name}: offloads cannot be turned off ({error:#}); do it with ethtool -K if it has rx-vlan-offload \
+                     or GRO"
+                )),
+            }
+        }
+    }
+
+    fn remember_offloads(&mut self, maps: &mut Maps, ifindex: u32, off: u8) -> anyhow::Result<()> {
+        let Some(port) = self.told.get_mut(&ifindex) else { return Ok(()) };
+        port.offloads_before |= off;
+        maps.set_port(ifindex, *port).map(drop)
+    }
+
+    /// Sees to it that the program runs on an interface, and answers what was otherwise.
+    fn hold(&mut self, interface: &Interface) -> anyhow::Result<Option<String>> {
+        let own = object::program(&mut self.ebpf)?.info()?.id();
+        let pin = LinkPin::new(&self.pin_path, interface.index, self.mode);
+        let link = match self.links.remove(&interface.index) {
+            Some(link) => Some(link),
+            None => pin.open()?,
+        };
+        let on = link.as_ref().map(|link| link.program_on(interface)).transpose()?.flatten();
+        let Some((mut link, running)) = link.zip(on) else {
+            self.attach(interface, self.mode)?;
+            return Ok(Some("the program was not on it, and is attached again".to_owned()));
+        };
+        let mut done = None;
+        if !pin.is_of(&link)? {
+            link = pin.pin(link)?;
+            done = Some("its link pinned again".to_owned());
+        }
+        if running != own {
+            pin.replace(object::program(&mut self.ebpf)?)?;
+            done = Some("another program was on its link, and is replaced".to_owned());
+        }
+        self.links.insert(interface.index, link);
+        Ok(done)
+    }
+
+    /// Takes the program and everything else off interfaces that are not wanted, or not there any more.
+    fn forget_others(
+        &mut self,
+        maps: &mut Maps,
+        interfaces: &[Interface],
+        wanted: &BTreeSet<u32>,
+        known: &BTreeSet<u32>,
+    ) -> anyhow::Result<Option<String>> {
+        let mut forgotten = BTreeSet::new();
+        for ifindex in maps.port_indices()?.into_iter().chain(self.told.clone().into_keys()) {
+            if !known.contains(&ifindex) {
+                if let Some(port) = self.told.remove(&ifindex) {
+                    restore(interfaces, ifindex, port)?;
+                }
+                maps.remove_port(ifindex)?;
+                forgotten.insert(ifindex);
+            }
+        }
+        let pins = LinkPin::all(&self.pin_path)?;
+        let gone: Vec<u32> =
+            pins.iter().map(|pin| pin.ifindex).filter(|ifindex| !wanted.contains(ifindex)).collect();
+        self.detach(&gone)?;
+        forgotten.extend(gone);
+        Ok((!forgotten.is_empty()).then(|| format!("what was known of interface {forgotten:?} is removed")))
+    }
+
+    fn detach(&mut self, indices: &[u32]) -> anyhow::Result<()> {
+        self.links.retain(|ifindex, _| !indices.contains(ifindex));
+        let pins = LinkPin::all(&self.pin_path)?;
+        pins.iter().filter(|pin| indices.contains(&pin.ifindex)).try_for_each(LinkPin::remove)
+    }
+
+    fn attach(&mut self, interface: &Interface, mode: Mode) -> anyhow::Result<()> {
+        let pin = LinkPin::new(&self.pin_path, interface.index, mode);
+        let program = object::program(&mut self.ebpf)?;
+        let link = pin.attach(program).map_err(|error| match error.downcast::<ProgramError>() {
+            Ok(error) => attach_error(error, &interface.name, mode),
+            Err(error) => error,
+        })?;
+        self.links.insert(interface.index, link);
+        Ok(())
     }
 }
 
-/// Undoes [`add`].
-fn take_back(maps: &mut Maps, pin_path: &Path, new: &[(&Interface, Role)]) -> anyhow::Result<()> {
-    remove_links(pin_path, new)?;
-    new.iter().try_for_each(|(interface, _)| maps.remove_port(interface.index))
-}
-
-fn remove_links(pin_path: &Path, of: &[(&Interface, Role)]) -> anyhow::Result<()> {
-    let links = LinkPin::all(pin_path)?;
-    links
-        .iter()
-        .filter(|link| of.iter().any(|(of, _)| of.index == link.ifindex))
-        .try_for_each(LinkPin::remove)
+/// The pin of eipnat's link on an interface. One that has been detached, or was on an interface that had the same
+/// index, is none.
+fn running<'a>(pins: &'a [LinkPin], interface: &Interface) -> anyhow::Result<Option<&'a LinkPin>> {
+    for pin in pins.iter().filter(|pin| pin.ifindex == interface.index) {
+        if let Some(link) = pin.open()?
+            && link.program_on(interface)?.is_some()
+        {
+            return Ok(Some(pin));
+        }
+    }
+    Ok(None)
 }
 
 const fn role_bits(role: Role) -> u8 {
@@ -118,60 +330,6 @@ const fn role_bits(role: Role) -> u8 {
         Role::Downlink => abi::Port::DOWNLINK,
         Role::Both => abi::Port::UPLINK | abi::Port::DOWNLINK,
     }
-}
-
-/// Tells the program of an interface, and answers what it was told.
-fn describe(maps: &mut Maps, interface: &Interface, role: u8) -> anyhow::Result<abi::Port> {
-    let before = maps.port(interface.index)?;
-    let sysctls_before = match before {
-        Some(port) => port.sysctls_before,
-        None => sysctls::of(&interface.name)?,
-    };
-    let offloads_before = before.map_or(0, |port| port.offloads_before);
-    let mac = match interface.mac {
-        None if role != 0 => bail!("{} is an interface without a MAC address", interface.name),
-        mac => mac.unwrap_or_default(),
-    };
-    let port = abi::Port { role, sysctls_before, mac, offloads_before, padding: 0, tenant: 0 };
-    maps.insert_port(interface.index, port)?;
-    Ok(port)
-}
-
-/// Turns off what would change packets before the program sees them, on its interfaces and below them.
-fn quieten(
-    maps: &mut Maps,
-    wanted: &[(&Interface, Role)],
-    members: &[&Interface],
-    mode: Mode,
-) -> anyhow::Result<()> {
-    let below = match mode {
-        Mode::Native => offloads::VLAN_TAGS,
-        Mode::Generic => offloads::VLAN_TAGS | offloads::MERGING,
-    };
-    let wanted = wanted.iter().map(|(interface, role)| (*interface, role_bits(*role), offloads::VLAN_TAGS));
-    // Members are remembered without a role: the program is not on them.
-    for (interface, role, unwanted) in wanted.chain(members.iter().map(|member| (*member, 0, below))) {
-        let port = describe(maps, interface, role)?;
-        let off = offloads::turn_off(interface, unwanted);
-        maps.insert_port(interface.index, abi::Port { offloads_before: port.offloads_before | off, ..port })?;
-    }
-    Ok(())
-}
-
-/// Undoes what was done to an interface, except for the program on it.
-fn forget(maps: &mut Maps, ifindex: u32) -> anyhow::Result<()> {
-    if let Some(port) = maps.port(ifindex)? {
-        restore(&Interface::all()?, ifindex, port)?;
-    }
-    maps.remove_port(ifindex)
-}
-
-fn attach_link(program: &mut Xdp, interface: &Interface, pin_path: &Path, mode: Mode) -> anyhow::Result<()> {
-    let pin = LinkPin::new(pin_path, interface.index, mode);
-    pin.attach(program).map_err(|error| match error.downcast::<ProgramError>() {
-        Ok(error) => attach_error(error, &interface.name, mode),
-        Err(error) => error,
-    })
 }
 
 fn attach_error(error: ProgramError, name: &str, mode: Mode) -> anyhow::Error {
@@ -199,30 +357,13 @@ fn attach_error(error: ProgramError, name: &str, mode: Mode) -> anyhow::Error {
     }
 }
 
-/// Takes the program off all interfaces, and puts their sysctls back.
-pub(super) fn detach_all(pin_path: &Path) -> anyhow::Result<()> {
+/// Takes the program off all interfaces, and puts their settings back, given what its programs were told of them.
+pub(super) fn detach_all(pin_path: &Path, told: &BTreeMap<u32, abi::Port>) -> anyhow::Result<()> {
     // First the sysctls: without the program, an interface that forwards would let private addresses out.
-    let restored = restore_all(pin_path);
+    let interfaces = Interface::all()?;
+    let restored = told.iter().try_for_each(|(ifindex, port)| restore(&interfaces, *ifindex, *port));
     LinkPin::all(pin_path)?.iter().try_for_each(LinkPin::remove)?;
     restored
-}
-
-fn restore_all(pin_path: &Path) -> anyhow::Result<()> {
-    let pin = pin_path.join(map::PORTS);
-    if pin.exists() {
-        let ports: HashMap<_, u32, [u8; size_of::<abi::Port>()]> = Map::HashMap(MapData::from_pin(pin)?)
-            .try_into()
-            .context("the pinned map PORTS has another type")?;
-        let interfaces = Interface::all()?;
-        for entry in &ports {
-            let (ifindex, port) = entry?;
-            restore(&interfaces, ifindex, bytemuck::cast(port))?;
-        }
-    }
-    if let Some(node) = object::pinned_node(pin_path)?.filter(object::is_complete) {
-        sysctls::set_all_send_redirects(node.all_send_redirects_before)?;
-    }
-    Ok(())
 }
 
 fn restore(interfaces: &[Interface], ifindex: u32, port: abi::Port) -> anyhow::Result<()> {

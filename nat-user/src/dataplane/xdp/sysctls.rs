@@ -24,18 +24,26 @@ pub(super) fn of(interface: &str) -> anyhow::Result<[u8; 3]> {
     Ok([read(interface, FORWARDING)?, read(interface, RP_FILTER)?, read(interface, SEND_REDIRECTS)?])
 }
 
-/// Makes the kernel finish what the program hands to it, without yet forwarding anything.
-pub(super) fn prepare(interface: &str) -> anyhow::Result<()> {
+/// Makes the kernel finish what the program hands to it, and forward. Answers which settings were other ones.
+pub(super) fn open(interface: &str) -> anyhow::Result<Vec<&'static str>> {
+    let mut changed = Vec::new();
     // The larger of both counts.
     if read(interface, RP_FILTER)?.max(read(ALL, RP_FILTER)?) == STRICT {
         write(interface, RP_FILTER, LOOSE)?;
+        changed.push(RP_FILTER);
     }
-    write(interface, SEND_REDIRECTS, 0)
+    if write(interface, SEND_REDIRECTS, 0)? {
+        changed.push(SEND_REDIRECTS);
+    }
+    if write(interface, FORWARDING, 1)? {
+        changed.push(FORWARDING);
+    }
+    Ok(changed)
 }
 
-/// Turns forwarding on.
-pub(super) fn forward(interface: &str) -> anyhow::Result<()> {
-    write(interface, FORWARDING, 1)
+/// Turns forwarding off: where the program does not run, the kernel would let private addresses out.
+pub(super) fn close(interface: &str) -> anyhow::Result<()> {
+    write(interface, FORWARDING, 0).map(drop)
 }
 
 /// Puts back what [`of`] found.
@@ -51,8 +59,8 @@ pub(super) fn all_send_redirects() -> anyhow::Result<u8> {
     read(ALL, SEND_REDIRECTS)
 }
 
-/// Leaves redirects to each interface's own setting, or not.
-pub(super) fn set_all_send_redirects(value: u8) -> anyhow::Result<()> {
+/// Leaves redirects to each interface's own setting, or not. Answers whether it was otherwise.
+pub(super) fn set_all_send_redirects(value: u8) -> anyhow::Result<bool> {
     write(ALL, SEND_REDIRECTS, value)
 }
 
@@ -66,11 +74,14 @@ fn read(interface: &str, key: &str) -> anyhow::Result<u8> {
     value.trim().parse().with_context(|| format!("{} is no small number: {value:?}", path.display()))
 }
 
-/// A value that is there already is not written again: the file may be read-only in a container.
-fn write(interface: &str, key: &str, value: u8) -> anyhow::Result<()> {
+/// A value that is there already is not written again: the file may be read-only in a container. Answers whether there
+/// was another one.
+fn write(interface: &str, key: &str, value: u8) -> anyhow::Result<bool> {
     if read(interface, key)? == value {
-        return Ok(());
+        return Ok(false);
     }
     let path = path(interface, key);
-    fs::write(&path, value.to_string()).with_context(|| format!("cannot write {value} to {}", path.display()))
+    fs::write(&path, value.to_string())
+        .with_context(|| format!("cannot write {value} to {}", path.display()))?;
+    Ok(true)
 }

@@ -1,0 +1,258 @@
+//! Generations of maps. A program's maps cannot be exchanged, nor their sizes changed: where the ABI or the number of
+//! bindings is another, new maps stand beside the old ones until the last interface has changed over.
+//!
+//! Each generation is a directory of pins, `maps_N`. What it is worth, [`Node::stage`] says, whenever the daemon was killed:
+//!
+//! - no [`Node::abi_version`]: no program runs on it; it is thrown away.
+//! - [`Node::OPEN`]: programs may run on it, and on those before it as well: all of them count. The next start goes on
+//!   with it if it fits, else with a new one.
+//! - [`Node::CURRENT`]: all that came before is in its sums, and is thrown away.
+//!
+//! **Invariant:** the sums of earlier generations are written as they are and never added to what stands, into a
+//! generation that is not current yet. So it may be done again after a crash.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
+use bytemuck::{Pod, Zeroable as _};
+use nat_common::abi::{self, ABI_VERSION, Addr, Meter, Node, map};
+
+use super::{bpffs, object};
+
+/// What the names of the directories begin with.
+const PREFIX: &str = "maps_";
+
+/// One generation of maps.
+#[derive(Debug)]
+pub(super) struct Generation {
+    number: u32,
+    /// Where its pins are.
+    pub(super) dir: PathBuf,
+    /// Its settings; all zero if there are none.
+    pub(super) node: Node,
+}
+
+/// What maps came to.
+#[derive(Debug, Default)]
+pub(super) struct Sums {
+    /// By index; those at zero are left out.
+    pub(super) meters: BTreeMap<u32, Meter>,
+    /// By place.
+    pub(super) counters: Vec<u64>,
+}
+
+impl Generation {
+    /// All that stand under the pin path, in the order in which they were made.
+    pub(super) fn all(pin_path: &Path) -> anyhow::Result<Vec<Self>> {
+        let mut all = Vec::new();
+        for dir in bpffs::pins(pin_path)? {
+            if let Some(number) = number(&dir) {
+                all.push(Self { number, node: node(&dir)?, dir });
+            }
+        }
+        all.sort_by_key(|generation| generation.number);
+        Ok(all)
+    }
+
+    /// A directory for the one after these.
+    pub(super) fn make(pin_path: &Path, after: &[Self]) -> anyhow::Result<Self> {
+        let number = after.last().map_or(0, |last| last.number) + 1;
+        let dir = pin_path.join(format!("{PREFIX}{number}"));
+        fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        Ok(Self { number, dir, node: Node::default() })
+    }
+
+    /// Whether a program may run on it.
+    pub(super) const fn is_open(&self) -> bool {
+        self.node.abi_version != 0
+    }
+
+    /// Whether it holds all that has ever been counted.
+    pub(super) const fn is_current(&self) -> bool {
+        self.is_open() && self.node.stage == Node::CURRENT
+    }
+
+    /// Whether a program of this version can run on it, with room for so many bindings.
+    pub(super) fn fits(&self, max_bindings: u32) -> anyhow::Result<bool> {
+        let has_room = |name: &str, entries: u32| -> anyhow::Result<bool> {
+            let info = MapInfo::from_pin(self.dir.join(name)).with_context(|| self.unreadable(name))?;
+            Ok(info.max_entries() == entries)
+        };
+        Ok(self.node.abi_version == ABI_VERSION
+            && has_room(map::INBOUND, max_bindings)?
+            && has_room(map::METERS, object::meters(max_bindings))?)
+    }
+
+    /// How many bindings stand in it.
+    pub(super) fn bindings(&self) -> anyhow::Result<usize> {
+        let keys = || -> Result<usize, MapError> {
+            with_size!(self.open(map::INBOUND)?, Bytes, |inbound| {
+                let inbound = HashMap::<_, Addr, Bytes>::try_from(Map::HashMap(inbound))?;
+                let keys = inbound.keys().collect::<Result<Vec<_>, _>>()?;
+                Ok(keys.len())
+            })
+        };
+        keys().with_context(|| self.unreadable(map::INBOUND))
+    }
+
+    /// What its program was told of each interface.
+    pub(super) fn ports(&self) -> anyhow::Result<BTreeMap<u32, abi::Port>> {
+        let ports = || -> Result<BTreeMap<u32, abi::Port>, MapError> {
+            with_size!(self.open(map::PORTS)?, Bytes, |ports| {
+                let ports = HashMap::<_, u32, Bytes>::try_from(Map::HashMap(ports))?;
+                ports.iter().map(|entry| entry.map(|(index, port)| (index, beginning(&port)))).collect()
+            })
+        };
+        ports().with_context(|| self.unreadable(map::PORTS))
+    }
+
+    /// Adds what it came to.
+    pub(super) fn add_to(&self, sums: &mut Sums) -> anyhow::Result<()> {
+        self.add_meters(&mut sums.meters).with_context(|| self.unreadable(map::METERS))?;
+        let mut add = |place: usize, packets: u64| {
+            let places = sums.counters.len().max(place + 1);
+            sums.counters.resize(places, 0);
+            sums.counters[place] += packets;
+        };
+        let mut add_counters = || -> Result<(), MapError> {
+            let counters = PerCpuArray::<_, u64>::try_from(Map::PerCpuArray(self.open(map::COUNTERS)?))?;
+            for (place, cpus) in counters.iter().enumerate() {
+                add(place, cpus?.iter().sum());
+            }
+            if self.is_current() {
+                let carried = Array::<_, u64>::try_from(Map::Array(self.open(map::CARRIED_COUNTERS)?))?;
+                for (place, packets) in carried.iter().enumerate() {
+                    add(place, packets?);
+                }
+            }
+            Ok(())
+        };
+        add_counters().with_context(|| self.unreadable(map::COUNTERS))
+    }
+
+    fn add_meters(&self, sums: &mut BTreeMap<u32, Meter>) -> Result<(), MapError> {
+        let mut add = |index: u32, meter: Meter| {
+            if meter != Meter::default() {
+                let sum = sums.entry(index).or_default();
+                *sum = sum.plus(meter);
+            }
+        };
+        with_size!(self.open(map::METERS)?, Bytes, |meters| {
+            let meters = PerCpuArray::<_, Bytes>::try_from(Map::PerCpuArray(meters))?;
+            for (index, cpus) in (0..).zip(meters.iter()) {
+                let sum = cpus?.iter().fold(Meter::default(), |sum, cpu| sum.plus(beginning(cpu)));
+                add(index, sum);
+            }
+            Ok::<_, MapError>(())
+        })?;
+        // Those of one that is not current yet stand for earlier ones, which are still there themselves.
+        if self.is_current() {
+            with_size!(self.open(map::CARRIED_METERS)?, Bytes, |carried| {
+                let carried = HashMap::<_, u32, Bytes>::try_from(Map::HashMap(carried))?;
+                for entry in &carried {
+                    let (index, meter) = entry?;
+                    add(index, beginning(&meter));
+                }
+                Ok::<_, MapError>(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Takes its pins away. No program runs on it, or its sums stand elsewhere.
+    pub(super) fn discard(&self) -> anyhow::Result<()> {
+        let failed = || format!("cannot remove {}", self.dir.display());
+        // First what says that it is worth something.
+        let node = self.dir.join(map::NODE);
+        if node.exists() {
+            fs::remove_file(&node).with_context(failed)?;
+        }
+        for pin in bpffs::pins(&self.dir)? {
+            fs::remove_file(&pin).with_context(failed)?;
+        }
+        fs::remove_dir(&self.dir).with_context(failed)
+    }
+
+    fn open(&self, name: &str) -> Result<MapData, MapError> {
+        MapData::from_pin(self.dir.join(name))
+    }
+
+    fn unreadable(&self, name: &str) -> String {
+        format!("{} cannot be read; run `eipnat unload`, and start again", self.dir.join(name).display())
+    }
+}
+
+/// The number in a directory's name.
+fn number(dir: &Path) -> Option<u32> {
+    dir.file_name()?.to_str()?.strip_prefix(PREFIX)?.parse().ok()
+}
+
+/// The settings in a generation's maps; all zero if it was not even made completely.
+fn node(dir: &Path) -> anyhow::Result<Node> {
+    let pin = dir.join(map::NODE);
+    let data = match MapData::from_pin(&pin) {
+        Ok(data) => data,
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+            return Ok(Node::zeroed());
+        }
+        Err(error) => bail!("{} is no map: {error}; remove it", pin.display()),
+    };
+    let read = || -> Result<Node, MapError> {
+        with_size!(data, Bytes, |node| {
+            let node = Array::<_, Bytes>::try_from(Map::Array(node))?;
+            Ok(beginning(&node.get(&0, 0)?))
+        })
+    };
+    read().with_context(|| format!("{} is not eipnat's; remove it", pin.display()))
+}
+
+/// As much of a structure as its writer knew; the rest is zero.
+fn beginning<T: Pod>(bytes: &[u8]) -> T {
+    let mut value = T::zeroed();
+    let known = bytes.len().min(size_of::<T>());
+    bytemuck::bytes_of_mut(&mut value)[..known].copy_from_slice(&bytes[..known]);
+    value
+}
+
+/// Does something with a map whose values' size is known only now. aya wants it in a type.
+macro_rules! with_size {
+    ($map:expr, $bytes:ident, |$data:ident| $work:expr) => {
+        with_size!($map, $bytes, |$data| $work, 8 12 16 20 24 28 32 40 48 56 64 80 96 112 128)
+    };
+    ($map:expr, $bytes:ident, |$data:ident| $work:expr, $($size:literal)+) => {{
+        let $data: MapData = $map;
+        match $data.info()?.value_size() {
+            $($size => {
+                type $bytes = [u8; $size];
+                $work
+            })+
+            size => Err(MapError::InvalidValueSize { size: size as usize, expected: 128 }),
+        }
+    }};
+}
+use with_size;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_have_numbers() {
+        assert_eq!(number(Path::new("/sys/fs/bpf/eipnat/maps_12")), Some(12));
+        for other in ["/bpf/maps_", "/bpf/maps_x", "/bpf/link_3_native", "/bpf/NODE"] {
+            assert_eq!(number(Path::new(other)), None);
+        }
+    }
+
+    #[test]
+    fn a_longer_structure_is_cut_and_a_shorter_one_filled_up() {
+        let port = abi::Port { role: 3, mac: [2; 6], ..abi::Port::default() };
+        let bytes = bytemuck::bytes_of(&port);
+        assert_eq!(beginning::<abi::Port>(&[bytes, &[9; 8]].concat()), port);
+        assert_eq!(beginning::<abi::Port>(&bytes[..12]), port);
+    }
+}
