@@ -67,6 +67,7 @@ pub(crate) const NEEDS: &[Need] = &[
     ),
     package(Profile::Test, "tcpdump", &["tcpdump"], "captures what came out at the far end"),
     package(Profile::Test, "strace", &["strace"], "records what the store writes, for tests of power cuts"),
+    package(Profile::Test, "bpftool", &["bpftool"], "takes programs off behind the daemon's back"),
     package(Profile::Test, "nft", &["nftables"], "the kernel's own NAT, which eipnat is compared with"),
     Need {
         profile: Profile::Test,

@@ -177,3 +177,22 @@ fn the_next_command_mends_too_and_a_failed_reset_changes_nothing() {
     execute(&mut control, &ALLOCATE).unwrap();
     assert_eq!((control.problem(), dataplane.state().halves()), (None, vec![]));
 }
+
+#[test]
+fn what_the_datapath_stands_on_is_mended_and_counted() {
+    let dataplane = MemoryDataplane::new(4);
+    let mut control = start(&dataplane);
+    assert!(dataplane.state().active);
+    assert_eq!((control.problems(), control.repairs()), (vec![], 0));
+
+    let gone = vec!["interface dn0 is gone".to_owned()];
+    dataplane.state().drift =
+        Mended { repaired: vec!["up0: described anew".to_owned()], problems: gone.clone() };
+    control.repair();
+    control.repair();
+    assert_eq!((control.problems(), control.repairs()), (gone, 1));
+
+    dataplane.state().drift = Mended::default();
+    control.repair();
+    assert_eq!((control.problems(), control.repairs()), (vec![], 1));
+}

@@ -179,8 +179,8 @@ impl Lab {
         ])?;
         let (uplink, downlink) = self.topology.ports();
         if self.topology == Topology::TwoArmed {
-            cable(&self.internet, INTERNET_DEVICE, &self.node, uplink)?;
-            self.plug(&self.node, downlink, "node")?;
+            cable(&self.internet, INTERNET_DEVICE, None, &self.node, uplink)?;
+            self.plug_downlink(None)?;
         } else {
             self.plug(&self.internet, INTERNET_DEVICE, "internet")?;
             self.plug(&self.node, uplink, "node")?;
@@ -196,7 +196,7 @@ impl Lab {
         self.node.ip(&[
             "link set lo up".into(),
             format!("address add {NODE_UP}/24 dev {uplink}"),
-            format!("address add {NODE_DOWN}/24 dev {downlink}"),
+            format!("address replace {NODE_DOWN}/24 dev {downlink}"),
             format!("route add default via {INTERNET}"),
         ])?;
         for (vm, address) in [(&self.vm1, VM1), (&self.vm2, VM2)] {
@@ -209,9 +209,31 @@ impl Lab {
         Ok(())
     }
 
+    /// Takes the node's downlink of a two-armed lab away, as if the card had been pulled.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn unplug_downlink(&self) -> Result<()> {
+        self.node.ip(&[format!("link del {}", self.topology.ports().1)])
+    }
+
+    /// Brings the node's downlink of a two-armed lab, each time a new one, with this interface index or any.
+    ///
+    /// # Errors
+    /// When it is there already, or the index is taken.
+    pub fn plug_downlink(&self, index: Option<u32>) -> Result<()> {
+        let (_, downlink) = self.topology.ports();
+        self.plug_as(&self.node, downlink, index, "node")?;
+        self.node.ip(&[format!("address add {NODE_DOWN}/24 dev {downlink}")])
+    }
+
     /// A cable from a host to a port of the switch.
     fn plug(&self, host: &Namespace, device: &str, port: &str) -> Result<()> {
-        cable(host, device, &self.switch, port)?;
+        self.plug_as(host, device, None, port)
+    }
+
+    fn plug_as(&self, host: &Namespace, device: &str, index: Option<u32>, port: &str) -> Result<()> {
+        cable(host, device, index, &self.switch, port)?;
         self.switch.ip(&[format!("link set {port} master br0")])
     }
 
@@ -232,8 +254,16 @@ impl Lab {
 }
 
 /// A cable between two hosts.
-fn cable(left: &Namespace, left_device: &str, right: &Namespace, right_device: &str) -> Result<()> {
-    left.ip(&[format!("link add {left_device} type veth peer name {right_device} netns {}", right.name())])?;
+fn cable(
+    left: &Namespace,
+    left_device: &str,
+    left_index: Option<u32>,
+    right: &Namespace,
+    right_device: &str,
+) -> Result<()> {
+    let index = left_index.map(|index| format!("index {index}")).unwrap_or_default();
+    let peer = format!("peer name {right_device} netns {}", right.name());
+    left.ip(&[format!("link add {left_device} {index} type veth {peer}")])?;
     let ends = [(left, left_device), (right, right_device)];
     for (end, device) in ends {
         // XDP sees what the sender's stack leaves for the hardware to finish: nothing, please. And a veth
