@@ -1,0 +1,7 @@
+//! `eipnat-changeover` with another ABI, as a later version may have it.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tests::changeover::main()
+}

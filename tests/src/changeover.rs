@@ -1,0 +1,190 @@
+//! What a daemon does with the datapath at its start, as a program of its own: it sets the datapath up or takes one
+//! over, and ends. There are two of them, this version's and one with another ABI, so that tests can go from one to the
+//! other and back, and kill either at any instant.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use nat_user::config::{Datapath, Mode};
+use nat_user::dataplane::xdp::XdpDataplane;
+use nat_user::dataplane::{Binding, Dataplane};
+use nat_user::model::PoolSpec;
+use nat_user::reconcile;
+use serde_json::{Value, json};
+
+use crate::lab::{EIP1, EIP2, Lab, POOL, Process, VM1, VM2, beside_this_program};
+
+/// The bindings of the lab.
+const BINDINGS: [(Ipv4Addr, Ipv4Addr); 2] = [(EIP1, VM1), (EIP2, VM2)];
+
+/// Sets the lab's datapath up, or takes it over, and prints what it has counted
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[arg(long)]
+    pin_path: PathBuf,
+    #[arg(long)]
+    max_bindings: u32,
+}
+
+/// The program itself.
+#[must_use]
+pub fn main() -> ExitCode {
+    env_logger::init();
+    match change_over(Arguments::parse()) {
+        Ok(counts) => {
+            println!("{counts}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn change_over(arguments: Arguments) -> Result<Value> {
+    let config = Datapath {
+        uplinks: vec!["up0".into()],
+        downlinks: vec!["dn0".into()],
+        mode: Mode::Native,
+        max_bindings: arguments.max_bindings,
+        pin_path: arguments.pin_path,
+        public_ip: None,
+    };
+    let pool = PoolSpec {
+        name: "default".parse()?,
+        cidrs: vec![POOL.parse()?],
+        reserve: [].into(),
+        reuse_delay: std::time::Duration::ZERO,
+    };
+    let mut dataplane = XdpDataplane::start(&config, &[pool])?;
+    let bindings = (0..).zip(BINDINGS).map(|(meter, (public_ip, private_ip))| Binding {
+        public_ip,
+        tenant: 0,
+        private_ip,
+        meter,
+    });
+    reconcile::everything(&mut dataplane, bindings)?;
+    dataplane.activate()?;
+    let meters = dataplane.meters(&[0, 1])?;
+    let verdicts = dataplane.verdicts()?;
+    let sent_on = verdicts.forward + verdicts.punts.iter().map(|(_, packets)| packets).sum::<u64>();
+    Ok(json!({
+        "sent_on": sent_on,
+        "dropped": verdicts.drops.iter().map(|(_, packets)| packets).sum::<u64>(),
+        "meters": meters.iter().map(|meter| {
+            [meter.in_packets, meter.in_bytes, meter.out_packets, meter.out_bytes]
+        }).collect::<Vec<_>>(),
+    }))
+}
+
+/// What a datapath has counted since it was first set up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// Packets that were forwarded or handed to the kernel translated.
+    pub sent_on: u64,
+    /// Packets that were dropped.
+    pub dropped: u64,
+    /// For [`EIP1`] and [`EIP2`]: packets in, bytes in, packets out, bytes out.
+    pub meters: Vec<[u64; 4]>,
+}
+
+/// A program that changes the lab's datapath over to itself.
+#[derive(Clone, Debug)]
+pub struct Changeover {
+    /// Which one.
+    pub program: PathBuf,
+    /// `datapath.max_bindings`.
+    pub max_bindings: u32,
+    /// The log level. With `debug` the XDP program is another one, too.
+    pub log: &'static str,
+}
+
+impl Changeover {
+    /// This version.
+    ///
+    /// # Errors
+    /// When it has not been built.
+    pub fn this_version() -> Result<Self> {
+        Ok(Self { program: beside_this_program("eipnat-changeover")?, max_bindings: 1024, log: "info" })
+    }
+
+    /// A version with another ABI. It is built if the target directory is this user's, so that it is up to date.
+    ///
+    /// # Errors
+    /// When it does not compile, or has not been built.
+    pub fn next_abi() -> Result<Self> {
+        const NAME: &str = "eipnat-changeover-next-abi";
+        // A sibling that cargo builds along with the tests tells where programs stand, and in which profile.
+        let sibling = beside_this_program("eipnat-changeover")?;
+        let programs = sibling.parent().context("a program stands in a directory")?;
+        let target = programs.parent().context("it stands in a profile's directory")?;
+        let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(target)?);
+        if owner == rustix::process::geteuid().as_raw() {
+            let mut cargo = Command::new(env!("CARGO"));
+            cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
+            cargo.args(["build", "--locked", "--package", "tests", "--bin", NAME, "--features", "next-abi"]);
+            cargo.arg("--target-dir").arg(target);
+            if programs.ends_with("release") {
+                cargo.arg("--release");
+            }
+            ensure!(cargo.status()?.success(), "{NAME} does not compile");
+        }
+        Ok(Self { program: beside_this_program(NAME)?, ..Self::this_version()? })
+    }
+
+    /// Changes over.
+    ///
+    /// # Errors
+    /// When that is refused or fails; the error holds what it said.
+    pub fn run(&self, lab: &Lab) -> Result<Counts> {
+        let output = lab.node.output(self.command(lab))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{}: {said}", self.program.display());
+        let counts: Value = serde_json::from_slice(&output.stdout)?;
+        Ok(Counts {
+            sent_on: counts["sent_on"].as_u64().context("no sent_on")?,
+            dropped: counts["dropped"].as_u64().context("no dropped")?,
+            meters: serde_json::from_value(counts["meters"].clone())?,
+        })
+    }
+
+    /// Begins to change over, for somebody to kill it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(&self, lab: &Lab) -> Result<Process> {
+        lab.node.spawn(self.command(lab), lab.file("changeover.log"))
+    }
+
+    /// Where the datapath is pinned.
+    #[must_use]
+    pub fn pin_path(lab: &Lab) -> PathBuf {
+        lab.file("bpf")
+    }
+
+    fn command(&self, lab: &Lab) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("--pin-path").arg(Self::pin_path(lab));
+        command.args(["--max-bindings", &self.max_bindings.to_string()]).env("RUST_LOG", self.log);
+        command
+    }
+}
+
+/// Names of the directories of maps that are pinned.
+///
+/// # Errors
+/// When the pins cannot be read.
+pub fn generations(pin_path: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(pin_path)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name.starts_with("maps_") {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
