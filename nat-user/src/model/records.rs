@@ -55,7 +55,7 @@ impl Carried {
     /// With what a meter shows on top.
     #[must_use]
     pub const fn plus(self, meter: Meter) -> Self {
-        let Meter { in_bytes, in_packets, out_bytes, out_packets } = meter;
+        let Meter { in_bytes, in_packets, out_bytes, out_packets, .. } = meter;
         self.and(Self { in_bytes, in_packets, out_bytes, out_packets })
     }
 
