@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Config, Daemon, EIP1, EIP2, Lab, Topology, VM1, VM2, eipnat_binary};
+use super::{Config, Daemon, EIP1, EIP2, Flow, INTERNET, Lab, Topology, VM1, VM2, eipnat_binary};
 
 /// How a test's lab and daemon are made.
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +77,26 @@ impl Bed {
         let pins = pins(self.daemon.config())?;
         ensure!(pins.is_empty(), "there are still pins: {pins:?}");
         Ok(())
+    }
+
+    /// From the internet to a VM, from a VM to the internet, and from a VM to its neighbour's EIP. [`EIP1`] and
+    /// [`EIP2`] have to be attached to the VMs.
+    #[must_use]
+    pub fn flows(&self) -> [Flow<'_>; 3] {
+        let lab = &self.lab;
+        let flow = |from, to, sender, target, seen_sender, seen_target| Flow {
+            from,
+            to,
+            sender,
+            target,
+            seen_sender,
+            seen_target,
+        };
+        [
+            flow(&lab.internet, &lab.vm1, INTERNET, EIP1, INTERNET, VM1),
+            flow(&lab.vm1, &lab.internet, VM1, INTERNET, EIP1, INTERNET),
+            flow(&lab.vm2, &lab.vm1, VM2, EIP1, EIP2, VM1),
+        ]
     }
 
     /// Ends the daemon and starts it again with the same configuration.

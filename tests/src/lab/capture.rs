@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use etherparse::{LaxNetSlice, LaxSlicedPacket};
+use etherparse::{IpNumber, Ipv4HeaderSlice, LaxNetSlice, LaxSlicedPacket};
 use pcap_file::pcap::PcapReader;
 use rustix::process::Signal;
 
@@ -36,6 +36,30 @@ pub struct Packet {
     pub total_len: u64,
     /// The whole packet from the IPv4 header on.
     pub bytes: Vec<u8>,
+}
+
+impl Packet {
+    /// The type and code of an ICMP message, and all that follows its header of 8 bytes.
+    #[must_use]
+    pub fn icmp(&self) -> Option<([u8; 2], &[u8])> {
+        let payload = &self.bytes[usize::from(self.bytes[0] & 15) * 4..];
+        match payload.split_at_checked(8) {
+            Some((header, rest)) if self.protocol == IpNumber::ICMP.0 => Some(([header[0], header[1]], rest)),
+            _ => None,
+        }
+    }
+
+    /// Every address that the packet shows: its own, and those of the packet that it quotes.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<Ipv4Addr> {
+        let mut addresses = vec![self.source, self.destination];
+        if let Some(([3 | 4 | 5 | 11 | 12, _], quote)) = self.icmp()
+            && let Ok(quoted) = Ipv4HeaderSlice::from_slice(quote)
+        {
+            addresses.extend([quoted.source_addr(), quoted.destination_addr()]);
+        }
+        addresses
+    }
 }
 
 impl Capture {

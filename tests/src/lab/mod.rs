@@ -5,9 +5,11 @@
 
 mod bed;
 mod capture;
+mod chain;
 mod daemon;
 mod namespace;
 mod process;
+mod raw;
 mod site;
 mod traffic;
 mod udp;
@@ -21,11 +23,13 @@ use anyhow::{Context, Result};
 
 pub use bed::{Bed, Setup, pins};
 pub use capture::{Capture, Packet};
+pub use chain::{Chain, INNER_ROUTER, Side};
 pub use daemon::{Config, Daemon, METRICS, Meter, beside_this_program, eipnat_binary, refused, run_eipnat};
 pub use namespace::Namespace;
 pub use process::Process;
+pub use raw::{Flow, exchange_raw};
 pub use site::{Footprint, signalled, sweep, take_first_signal};
-pub use traffic::{Iperf, IperfReport, Pings, curl, download, ping};
+pub use traffic::{Iperf, IperfReport, Pings, Probe, curl, download, ping, traceroute};
 pub use udp::{Received, Sender, Sink};
 pub use web::{WebServer, content};
 
@@ -100,11 +104,8 @@ impl Lab {
     /// Without root, or when the kernel or the machine lacks something; nothing is left then.
     pub fn new(topology: Topology) -> Result<Self> {
         let site = site::Site::claim()?;
-        let names = ["internet", "node", "switch", "vm1", "vm2"].map(|role| site.namespace(role));
-        for name in &names {
-            namespace::host("ip", &["netns", "add", name])?;
-        }
-        let [internet, node, switch, vm1, vm2] = names.map(Namespace::open);
+        let [internet, node, switch, vm1, vm2] =
+            ["internet", "node", "switch", "vm1", "vm2"].map(|role| make_host(&site, role));
         let (internet, node, switch, vm1, vm2) = (internet?, node?, switch?, vm1?, vm2?);
         let lab = Self { internet, node, switch, vm1, vm2, topology, site };
         lab.connect().context("cannot set up the lab's network")?;
@@ -166,12 +167,6 @@ impl Lab {
     }
 
     fn connect(&self) -> Result<()> {
-        for host in [&self.internet, &self.node, &self.switch, &self.vm1, &self.vm2] {
-            // A new namespace takes IPv4 settings over from the machine it is on.
-            host.sysctl("net/ipv4/ip_forward", "0")?;
-            host.sysctl("net/ipv4/conf/all/rp_filter", "0")?;
-            host.sysctl("net/ipv4/conf/default/rp_filter", "0")?;
-        }
         self.switch.ip(&[
             "link set lo up",
             "link add br0 type bridge mcast_snooping 0",
@@ -225,6 +220,9 @@ impl Lab {
         let (_, downlink) = self.topology.ports();
         self.plug_as(&self.node, downlink, index, "node")?;
         self.node.ip(&[format!("address add {NODE_DOWN}/24 dev {downlink}")])
+    /// One more host, without any connection yet; it goes with the lab.
+    fn add_host(&self, role: &str) -> Result<Namespace> {
+        make_host(&self.site, role)
     }
 
     /// A cable from a host to a port of the switch.
@@ -251,6 +249,18 @@ impl Lab {
             self.node.succeed("ip", &["-s", "-s", "link"]).unwrap_or_else(|error| format!("{error:#}"));
         text + "--- the node's links\n" + &links
     }
+}
+
+/// A network namespace with nothing in it.
+fn make_host(site: &site::Site, role: &str) -> Result<Namespace> {
+    let name = site.namespace(role);
+    namespace::host("ip", &["netns", "add", &name])?;
+    let host = Namespace::open(name)?;
+    // A new namespace takes IPv4 settings over from the machine it is on.
+    host.sysctl("net/ipv4/ip_forward", "0")?;
+    host.sysctl("net/ipv4/conf/all/rp_filter", "0")?;
+    host.sysctl("net/ipv4/conf/default/rp_filter", "0")?;
+    Ok(host)
 }
 
 /// A cable between two hosts.

@@ -15,12 +15,15 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_s
 /// The Debian package of each program that the lab and the tests call.
 const PACKAGES: [(&str, &str); 9] = [
     ("bpftool", "bpftool"),
+const PACKAGES: [(&str, &str); 10] = [
     ("ip", "iproute2"),
     ("ethtool", "ethtool"),
     ("ping", "iputils-ping"),
     ("curl", "curl"),
     ("iperf3", "iperf3"),
     ("tcpdump", "tcpdump"),
+    ("traceroute", "traceroute"),
+    ("socat", "socat"),
     ("prometheus", "prometheus"),
     ("setpriv", "util-linux"),
 ];

@@ -54,6 +54,47 @@ fn parse_ping(text: &str) -> Result<Pings> {
     Ok(Pings { sent, received, rtt: mean.map(|ms| Duration::from_secs_f64(ms / 1000.0)) })
 }
 
+/// What traceroute sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// UDP datagrams to ports that nobody listens on.
+    Udp,
+    /// Echo requests.
+    Icmp,
+    /// SYNs to port 80.
+    Tcp,
+}
+
+/// Who answers on the way, as traceroute shows it: one entry for each hop, `None` where there is no answer.
+///
+/// # Errors
+/// When traceroute fails, or shows anything but plain answers.
+pub fn traceroute(from: &Namespace, to: Ipv4Addr, probe: Probe) -> Result<Vec<Option<Ipv4Addr>>> {
+    let method: &[&str] = match probe {
+        Probe::Udp => &[],
+        Probe::Icmp => &["-I"],
+        Probe::Tcp => &["-T", "-p", "80"],
+    };
+    let to = to.to_string();
+    let text =
+        from.succeed("traceroute", &[&["-n", "-q", "1", "-w", "1", "-m", "12"], method, &[&to]].concat())?;
+    parse_traceroute(&text).with_context(|| format!("traceroute {probe:?} {to} in {}:\n{text}", from.name()))
+}
+
+/// Reads lines such as ` 2  192.0.2.1  0.048 ms` and ` 3  *`.
+fn parse_traceroute(text: &str) -> Result<Vec<Option<Ipv4Addr>>> {
+    let hop = |(number, line): (usize, &str)| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        ensure!(words.first() == Some(&number.to_string().as_str()), "not hop {number}: {line}");
+        match words[1..] {
+            ["*"] => Ok(None),
+            [address, _, "ms"] => Ok(Some(address.parse()?)),
+            _ => anyhow::bail!("no plain answer: {line}"),
+        }
+    };
+    (1..).zip(text.lines().skip(1)).map(hop).collect()
+}
+
 /// Fetches a URL with curl, with further options of curl.
 ///
 /// # Errors
