@@ -11,8 +11,24 @@ use crate::apt;
 use crate::shell::{Step, say};
 
 /// What the tests take from outside of the kernel proper, in the order of loading: each needs those before it.
-const MODULES: [&str; 4] =
-    ["net/llc/llc.ko", "net/802/stp.ko", "net/bridge/bridge.ko", "drivers/net/veth.ko"];
+const MODULES: [&str; 13] = [
+    // A switch and cables.
+    "net/llc/llc.ko",
+    "net/802/stp.ko",
+    "net/bridge/bridge.ko",
+    "drivers/net/veth.ko",
+    // SCTP.
+    "crypto/crc32c_generic.ko",
+    "lib/libcrc32c.ko",
+    "net/ipv4/udp_tunnel.ko",
+    "net/ipv6/ip6_udp_tunnel.ko",
+    "net/sctp/sctp.ko",
+    // IPsec.
+    "net/xfrm/xfrm_algo.ko",
+    "net/xfrm/xfrm_user.ko",
+    "net/ipv4/esp4.ko",
+    "crypto/authenc.ko",
+];
 
 /// A kernel and its modules.
 #[derive(Debug)]

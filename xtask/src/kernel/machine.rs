@@ -7,8 +7,8 @@ use std::process::Command;
 
 use anyhow::Context as _;
 
-/// How long it may run, in seconds: many times what it takes.
-const LIMIT: &str = "300";
+/// How long it may run, in seconds: several times what it takes.
+const LIMIT: &str = "600";
 
 /// Exit code of timeout(1) when it has ended its command.
 const TIMED_OUT: i32 = 124;

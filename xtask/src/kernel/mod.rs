@@ -51,18 +51,20 @@ struct Suite {
     tests: &'static [&'static str],
 }
 
-/// What this kernel has to show: that every packet comes out as on any other, and that daemon, command line and real
-/// clients get along with it.
+/// What this kernel has to show: that every packet comes out as on any other, that daemon, command line and real
+/// clients get along with it, and that its own SCTP and IPsec, which not every kernel has, cross the node.
 const SUITES: &[Suite] = &[
     Suite { program: "fixtures", tests: &["in_the_kernel"] },
-    Suite { program: "traffic", tests: &["two_armed_native"] },
+    Suite { program: "traffic", tests: &["two_armed_native", "two_armed_generic"] },
+    Suite { program: "sockets", tests: &["sctp"] },
+    Suite { program: "ipsec", tests: &["esp_plain_and_in_udp"] },
 ];
 
 /// The daemon that [`SUITES`] start.
 const DAEMON: &str = "eipnat-under-test";
 
 /// What [`SUITES`] call besides. The set-up has installed all of it.
-const PROGRAMS: &[&str] = &["ip", "ethtool", "ping", "curl"];
+const PROGRAMS: &[&str] = &["ip", "ethtool", "ping", "curl", "tcpdump", "socat"];
 
 /// Where the tests stand in the virtual machine.
 const TESTS_DIR: &str = "tests";
@@ -129,6 +131,8 @@ fn pack(image: &Image, executables: &[(&str, PathBuf)]) -> anyhow::Result<Initra
     for directory in ["dev", "proc", "run", "sys", "tmp"] {
         initramfs.directory(Path::new(directory));
     }
+    // tcpdump wants its user to have a name.
+    initramfs.text(Path::new("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n".to_owned());
     for name in PROGRAMS.iter().chain(["busybox"].iter()) {
         let program = find_program(name).with_context(|| format!("{name} is not installed"))?;
         initramfs.program(&program, &Path::new("bin").join(name))?;
