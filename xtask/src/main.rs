@@ -1,6 +1,7 @@
 //! `cargo xtask`: set-up, build, run and test.
 
 mod apt;
+mod fuzz;
 mod kernel;
 mod needs;
 mod run;

@@ -68,6 +68,9 @@ pub(crate) const NEEDS: &[Need] = &[
     package(Profile::Test, "tcpdump", &["tcpdump"], "captures what came out at the far end"),
     package(Profile::Test, "strace", &["strace"], "records what the store writes, for tests of power cuts"),
     package(Profile::Test, "bpftool", &["bpftool"], "takes programs off behind the daemon's back"),
+    package(Profile::Test, "traceroute", &["traceroute"], "finds the routers on the way, in tests"),
+    package(Profile::Test, "socat", &["socat"], "holds sockets with options of their own, in tests"),
+    package(Profile::Test, "g++", &["g++"], "compiles libFuzzer, which drives the fuzzers"),
     package(Profile::Test, "nft", &["nftables"], "the kernel's own NAT, which eipnat is compared with"),
     Need {
         profile: Profile::Test,
@@ -99,5 +102,8 @@ pub(crate) const DEBIAN_RUST: &[(&str, &str)] = &[
     ("libstd-rust-web-dev-bpf", "Rust's core for the BPF target"),
 ];
 
-/// A cargo subcommand that the checks use, and its version.
-pub(crate) const CARGO_DENY: (&str, &str) = ("cargo-deny", "0.20.2");
+/// Cargo's subcommands that the checks use: name, version, and what for.
+pub(crate) const CARGO_TOOLS: [(&str, &str, &str); 2] = [
+    ("cargo-deny", "0.20.2", "checks licences and sources of the crates used"),
+    ("cargo-fuzz", "0.13.2", "builds and runs the fuzzers"),
+];

@@ -10,7 +10,7 @@ use nat_ebpf_builder::{
 };
 
 use crate::apt::{self, Wanted};
-use crate::needs::{CARGO_DENY, DEBIAN_RUST, How, LLVM, LLVM_PREFIX, NEEDS, Need, Profile};
+use crate::needs::{CARGO_TOOLS, DEBIAN_RUST, How, LLVM, LLVM_PREFIX, NEEDS, Need, Profile};
 use crate::shell::{Patience, Seconds, Step, cargo, say};
 
 /// Installs whatever `profile` takes and is not there, and says what for.
@@ -144,12 +144,12 @@ fn install_cargo_tools() -> anyhow::Result<bool> {
         Step::new(&title).run(Command::new(rustup).args(["component", "add", component]))?;
         changed = true;
     }
-    let (name, version) = CARGO_DENY;
-    if find_program(name).is_none() {
-        let title =
-            format!("{name} {version} (cargo install): checks licences and sources of the crates used");
-        Step::new(&title).run(&mut cargo_install(name, version)?)?;
-        changed = true;
+    for (name, version, why) in CARGO_TOOLS {
+        if find_program(name).is_none() {
+            let title = format!("{name} {version} (cargo install): {why}");
+            Step::new(&title).run(&mut cargo_install(name, version)?)?;
+            changed = true;
+        }
     }
     Ok(changed)
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
+use crate::fuzz;
 use crate::kernel::{self, Kernel};
 use crate::needs::Profile;
 use crate::setup;
@@ -28,7 +29,7 @@ struct Check {
 }
 
 const CHECKS: &[Check] = &[
-    Check { name: "layout (rustfmt)", run: || status(cargo().args(["fmt", "--all", "--check"])) },
+    Check { name: "layout (rustfmt)", run: fmt },
     Check { name: "lints (clippy)", run: clippy },
     Check { name: "lints of the XDP program (clippy)", run: clippy_ebpf },
     Check { name: "licences and sources (cargo-deny)", run: deny },
@@ -53,6 +54,7 @@ pub(crate) fn run(arguments: &[String]) -> anyhow::Result<bool> {
     }
     report.add("tests (cargo test)", || tests(arguments));
     if arguments.is_empty() {
+        report.add("fuzzers (cargo-fuzz)", fuzz::run);
         report.add(Kernel::Debian12.title(), || kernel::run(Kernel::Debian12));
     }
     print!("{report}");
@@ -75,8 +77,20 @@ pub(crate) fn run_on(kernel: Kernel) -> anyhow::Result<bool> {
     Ok(report.is_good())
 }
 
+fn fmt() -> anyhow::Result<Outcome> {
+    match status(cargo().args(["fmt", "--all", "--check"]))? {
+        Outcome::Ok => fuzz::fmt(),
+        outcome => Ok(outcome),
+    }
+}
+
 fn clippy() -> anyhow::Result<Outcome> {
-    status(cargo().args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))
+    let mut command = cargo();
+    command.args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]);
+    match status(&mut command)? {
+        Outcome::Ok => fuzz::clippy(),
+        outcome => Ok(outcome),
+    }
 }
 
 /// The XDP program is checked as if for this machine, by the same clippy as everything else: neither rustup's
@@ -126,7 +140,8 @@ fn tests(arguments: &[String]) -> anyhow::Result<Outcome> {
     status(command.arg("--").args(arguments))
 }
 
-fn status(command: &mut Command) -> anyhow::Result<Outcome> {
+/// Runs a command in the workspace's root. What it says is shown.
+pub(crate) fn status(command: &mut Command) -> anyhow::Result<Outcome> {
     let status = command.current_dir(root()?).stdin(Stdio::null()).status();
     let status = status.with_context(|| format!("cannot start {}", command.get_program().display()))?;
     Ok(if status.success() { Outcome::Ok } else { Outcome::Failed(status.to_string()) })

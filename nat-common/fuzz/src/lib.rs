@@ -41,6 +41,9 @@ pub fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
 }
 
 /// Parsing changes nothing, and what it reports lies within the packet.
+///
+/// # Panics
+/// If that is not so.
 pub fn parse(data: &[u8]) {
     let mut frame = data.to_vec();
     if let Some((ip, transport)) = parsed(&mut frame) {
@@ -72,6 +75,9 @@ fn parsed(frame: &mut [u8]) -> Option<(Ipv4, Transport)> {
 
 /// Translation writes the addresses and the checksums that depend on them, nothing else, and every sum that a
 /// checksum is made of stays what it was: right ones right, and wrong ones as wrong.
+///
+/// # Panics
+/// If that is not so.
 pub fn translate(data: &[u8]) {
     let Some((addresses, before)) = data.split_at_checked(ADDRESSES) else { return };
     let address = |index: usize| addresses[index * 4..index * 4 + 4].try_into().expect("4 bytes");
@@ -81,7 +87,8 @@ pub fn translate(data: &[u8]) {
     let Some((ip, transport)) = parsed(&mut after) else { return };
     translate::readdress(after.as_mut_slice(), &ip, &transport, new, quoted).expect("it has been parsed");
 
-    let mut may_change = Vec::from([ip.at + 10..ip.at + 20]);
+    let header = ip.at + 10..ip.at + 20;
+    let mut may_change = vec![header];
     check_header(&after, &ip, new);
     match &transport {
         Transport::Opaque => {}
@@ -136,6 +143,9 @@ fn class(bytes: &[u8]) -> u16 {
 }
 
 /// The whole pipeline does what the slow reference does, in the world of the fixtures.
+///
+/// # Panics
+/// If it does not.
 pub fn pipeline(data: &[u8]) {
     let Some((&link, frame)) = data.split_first() else { return };
     let on = Link::ALL[usize::from(link) % Link::ALL.len()];
