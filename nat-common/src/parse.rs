@@ -176,6 +176,9 @@ impl Transport {
                 if ip.more_fragments {
                     return Err(Reject::IcmpQuote);
                 }
+                if ip.end() > ip.payload + checksum::MAX_SUM {
+                    return Err(Reject::IcmpOversize);
+                }
                 if checksum::fold(frame.sum(ip.payload, ip.end())?) != 0xffff {
                     return Err(Reject::IcmpChecksum);
                 }

@@ -113,7 +113,7 @@ fn decide<F: Frame + ?Sized, N: Node>(frame: &mut F, ifindex: u32, node: &mut N)
     if address::is_martian(ip.destination) {
         return Err(Reject::DestinationMartian);
     }
-    if port.is_uplink() && node.is_pooled(ip.source) {
+    if port.is_uplink() && (node.is_pooled(ip.source) || ip.source == node.public_ip()) {
         return Err(Reject::SpoofedSource);
     }
     let into = node.inbound(ip.destination);

@@ -86,8 +86,8 @@ reasons! {
             "Spoofed traffic, or a VM that has not got its address yet.";
         DestinationMartian = "destination_martian": "The destination is never forwarded: 0/8, 127/8, 169.254/16, multicast, 240/4.",
             "A VM that asks for a link-local service (such as metadata) which this node does not offer.";
-        SpoofedSource = "spoofed_source": "A packet from the uplink claims to come from one of our own public addresses.",
-            "Spoofing; or a VM whose public address is routed outside of this node.";
+        SpoofedSource = "spoofed_source": "A packet from the uplink claims to come from a public address of ours or of the node's.",
+            "Spoofing; a VM's public address that is routed outside of this node; or what the node itself sends to an EIP.";
         Land = "land": "Source and destination would be the same address after translation.",
             "A LAND attack.";
         SourceRoute = "source_route": "The packet has a source-route option, which would leak private addresses.",
@@ -106,8 +106,10 @@ reasons! {
             "A broken router, or forged errors meant to reset connections.";
         IcmpUnmatched = "icmp_unmatched": "An ICMP error quotes a packet that belongs to no binding.",
             "Late errors after a detach, or forged ones.";
-        IcmpType = "icmp_type": "ICMP redirect or source quench, which never cross a NAT (RFC 5508 §7.1, RFC 6633).",
+        IcmpType = "icmp_type": "ICMP redirect or source quench, which need not cross a NAT (RFC 5508 REQ-10, RFC 6633).",
             "A misconfigured router on the path.";
+        IcmpOversize = "icmp_oversize": "An ICMP error of more than 1,536 bytes, where 576 are the most (RFC 1812 §4.3.2.3).",
+            "Forged errors; or a host with a large MTU that quotes whole packets.";
         EipUnbound = "eip_unbound": "The destination is a public address of ours that is attached to nothing.",
             "Attach the address, or ignore the scan.";
         SourceUnbound = "source_unbound": "The private source has no public address.",

@@ -28,7 +28,7 @@ type Deviation = (&'static str, &'static str, fn(&Difference<'_>) -> bool);
 /// How the kernel's stateless rules differ from eipnat.
 const STATELESS: &[Deviation] = &[
     ("AH is dropped: it signs the addresses", "RFC 4302 §3.3.3", |d| d.drops(Reject::AuthenticationHeader)),
-    ("fragments that split or overlap a TCP header are dropped", "RFC 1858 §3, RFC 3128", |d| {
+    ("fragments that split or overlap a TCP header are dropped", "RFC 1858 §3, §4, RFC 3128", |d| {
         d.drops(Reject::TinyFragment)
     }),
     ("packets that end in the transport's header are dropped", "RFC 768, RFC 9293 §3.1", |d| {
@@ -43,7 +43,7 @@ const STATELESS: &[Deviation] = &[
     ("our public addresses do not send from outside", "RFC 2827 §3", |d| d.drops(Reject::SpoofedSource)),
     ("a VM's private address does not send to it from outside", "RFC 2827 §3", |d| d.drops(Reject::Land)),
     ("private addresses do not reach the internet", "RFC 1918 §3", |d| d.drops(Reject::WrongEgress)),
-    ("redirect and source quench are dropped", "RFC 5508 §7.1, RFC 6633", |d| d.drops(Reject::IcmpType)),
+    ("redirect and source quench are dropped", "RFC 5508 REQ-10, RFC 6633", |d| d.drops(Reject::IcmpType)),
     ("an ICMP error with a wrong checksum is dropped", "RFC 5508 REQ-3", |d| d.drops(Reject::IcmpChecksum)),
     ("an ICMP error with a broken or foreign quote is dropped", "RFC 5508 REQ-3, REQ-4", |d| {
         d.drops(Reject::IcmpQuote)
@@ -76,7 +76,7 @@ const STATELESS: &[Deviation] = &[
     ("options stay as they are: nothing recorded, nothing cleared", "RFC 7126 §4.5, §4.7", |d| {
         d.both() && d.outside_options().next().is_none()
     }),
-    ("options are not judged by what is in them", "RFC 1812 §4.2.2.1", |d| {
+    ("options are not judged by what is in them", "RFC 1812 §5.3.13", |d| {
         d.has_options() && d.ours.len() == 1 && d.theirs.is_empty()
     }),
     ("sources are not looked up in the routing table", "RFC 1812 §5.3.8", |d| {
@@ -91,7 +91,7 @@ const TRACKING: &[Deviation] = &[
     ("a router without a binding complains as the node, not as the VM", "RFC 5508 REQ-5", |d| {
         d.both() && d.offsets().iter().all(|at| (24..30).contains(at))
     }),
-    ("redirect and source quench are dropped", "RFC 5508 §7.1, RFC 6633", |d| d.drops(Reject::IcmpType)),
+    ("redirect and source quench are dropped", "RFC 5508 REQ-10, RFC 6633", |d| d.drops(Reject::IcmpType)),
     ("an ICMP error with a broken or foreign quote is dropped", "RFC 5508 REQ-3, REQ-4", |d| {
         d.drops(Reject::IcmpQuote)
     }),

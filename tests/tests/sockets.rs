@@ -64,7 +64,7 @@ fn associate(flow: &Flow<'_>, server: &Socket, mut client: Socket) -> Result<()>
     })
 }
 
-/// CRC32c as RFC 9260, appendix A, has it computed, over a packet whose own is taken for zero.
+/// The checksum of a packet (`CRC32c`) as RFC 9260, appendix A, has it computed: the present one counts as zero.
 fn crc32c(packet: &[u8]) -> [u8; 4] {
     let bytes = packet.iter().enumerate().map(|(at, byte)| if (8..12).contains(&at) { 0 } else { *byte });
     let register = bytes.fold(u32::MAX, |register, byte| {

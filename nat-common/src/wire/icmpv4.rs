@@ -12,7 +12,8 @@ pub const QUOTE_WORDS: usize = 5;
 pub enum Kind {
     /// It quotes the packet that caused it.
     Error,
-    /// Never forwarded: source quench (RFC 6633), redirect (RFC 5508 §7.1 has it dropped).
+    /// Never forwarded: source quench (RFC 6633), and redirect, which RFC 5508 REQ-10b leaves to us: it speaks of the
+    /// next hop on a link at the other side of the NAT.
     Refused,
     /// A query, its answer, or something unknown: nothing in it has to be translated.
     Other,

@@ -159,7 +159,7 @@ impl Datagram {
             return Err(Reject::TransportTruncated);
         }
         match message[0] {
-            // RFC 6633, RFC 5508 §7.1.
+            // RFC 6633, RFC 5508 REQ-10b.
             4 | 5 => return Err(Reject::IcmpType),
             3 | 11 | 12 => {}
             _ => return Ok(Content::Plain),
@@ -168,7 +168,7 @@ impl Datagram {
             return Err(Reject::IcmpQuote);
         }
         if message.len() > LONGEST_ERROR {
-            return Err(Reject::FrameTruncated);
+            return Err(Reject::IcmpOversize);
         }
         if checksum(&Sum16BitWords::new().add_slice(message)) != 0 {
             return Err(Reject::IcmpChecksum);

@@ -65,7 +65,7 @@ fn admit(on: Link, packet: Datagram) -> Result<Datagram, Reject> {
     if impossible(packet.destination()) {
         return Err(Reject::DestinationMartian);
     }
-    if on.faces_internet() && world::is_pooled(packet.source()) {
+    if on.faces_internet() && (world::is_pooled(packet.source()) || packet.source() == PUBLIC_IP) {
         return Err(Reject::SpoofedSource);
     }
     Ok(packet)

@@ -52,7 +52,7 @@ struct Suite {
 }
 
 /// What this kernel has to show: that every packet comes out as on any other, that daemon, command line and real
-/// clients get along with it, and that its own SCTP and IPsec, which not every kernel has, cross the node.
+/// clients get along with it, and that its own SCTP and ESP, which not every kernel has, cross the node.
 const SUITES: &[Suite] = &[
     Suite { program: "fixtures", tests: &["in_the_kernel"] },
     Suite { program: "traffic", tests: &["two_armed_native", "two_armed_generic"] },
