@@ -121,7 +121,8 @@ impl Meter {
             in_packets: self.in_packets + other.in_packets,
             out_bytes: self.out_bytes + other.out_bytes,
             out_packets: self.out_packets + other.out_packets,
-            ..self
+            #[cfg(feature = "next-abi")]
+            next: self.next + other.next,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, anyhow};
 use log::{error, info, warn};
@@ -15,6 +15,12 @@ use crate::model::{Carried, Change, Closing, Command, Eip, ImportError, Line, Mo
 use crate::reconcile;
 use crate::store::Store;
 
+/// How often all bindings in the datapath are compared with the desired ones.
+const COMPARISON_INTERVAL: Duration = Duration::from_secs(3);
+
+/// Of so many bindings that a comparison takes long, it takes one part in so many of the time.
+const COMPARISON_SHARE: u32 = 20;
+
 /// Desired and actual state, and what keeps them the same.
 pub struct Control {
     store: Store,
@@ -25,6 +31,8 @@ pub struct Control {
     drift: Vec<String>,
     /// How often something was mended that the datapath stands on.
     repairs: u64,
+    /// When the bindings in the datapath are compared again.
+    next_comparison: Instant,
 }
 
 /// A [`Control`] that many requests share. Its calls write to maps and wait for the kernel, so they belong on a
@@ -61,7 +69,14 @@ impl Control {
             info!("the datapath differed from the desired state: {} steps to mend it", steps.len());
         }
         dataplane.activate()?;
-        let mut control = Self { store, dataplane, fault: None, drift: Vec::new(), repairs: 0 };
+        let mut control = Self {
+            store,
+            dataplane,
+            fault: None,
+            drift: Vec::new(),
+            repairs: 0,
+            next_comparison: Instant::now(),
+        };
         control.close_meters()?;
         control.mend();
         Ok(control)
@@ -147,14 +162,25 @@ impl Control {
         }
     }
 
-    /// Mends what the datapath stands on, and tries again where it failed before.
+    /// Mends what the datapath stands on, and tries again where it failed before. From time to time all bindings are
+    /// compared, in case that somebody else has changed them.
     fn repair(&mut self) {
         self.mend();
-        if self.fault.is_some() {
-            let settled = reconcile::everything(&mut *self.dataplane, self.store.model().bindings());
-            if self.note(settled.map(drop)).is_ok() {
-                info!("the datapath does again what revision {} says", self.store.revision());
-            }
+        let begun = Instant::now();
+        if self.fault.is_none() && begun < self.next_comparison {
+            return;
+        }
+        let settled = reconcile::everything(&mut *self.dataplane, self.store.model().bindings());
+        self.next_comparison = begun + COMPARISON_INTERVAL.max(begun.elapsed() * COMPARISON_SHARE);
+        let (was_fault, steps) = (self.fault.is_some(), settled.as_ref().map_or(0, Vec::len));
+        if self.note(settled.map(drop)).is_err() {
+            return;
+        }
+        if was_fault {
+            info!("the datapath does again what revision {} says", self.store.revision());
+        } else if steps > 0 {
+            warn!("repaired: bindings that somebody else has changed, in {steps} steps");
+            self.repairs += 1;
         }
     }
 

@@ -63,7 +63,7 @@ impl Chain {
         for (number, pair) in (1..=routers).zip(row.windows(2)) {
             let [here, there] = pair else { continue };
             let (near, far) = Self::link(side, number);
-            cable(here, AWAY, there, NEAR)?;
+            cable(here, AWAY, None, there, NEAR)?;
             here.ip(&[format!("address add {near}/24 dev {AWAY}")])?;
             there.ip(&[
                 "link set lo up".to_owned(),

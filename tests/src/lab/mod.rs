@@ -220,6 +220,8 @@ impl Lab {
         let (_, downlink) = self.topology.ports();
         self.plug_as(&self.node, downlink, index, "node")?;
         self.node.ip(&[format!("address add {NODE_DOWN}/24 dev {downlink}")])
+    }
+
     /// One more host, without any connection yet; it goes with the lab.
     fn add_host(&self, role: &str) -> Result<Namespace> {
         make_host(&self.site, role)

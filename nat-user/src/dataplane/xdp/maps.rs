@@ -162,7 +162,13 @@ impl Maps {
         match half {
             Half::Inbound(Binding { public_ip, tenant, private_ip, meter }) => {
                 let private_ip = private_ip.octets();
-                let value = Inbound { private_ip, tenant, meter, ..Inbound::default() };
+                let value = Inbound {
+                    private_ip,
+                    tenant,
+                    meter,
+                    #[cfg(feature = "next-abi")]
+                    next: 0,
+                };
                 let value: Bytes<Inbound> = bytemuck::cast(value);
                 self.inbound.insert(public_ip.octets(), value, 0).with_context(|| failed(map::INBOUND))
             }

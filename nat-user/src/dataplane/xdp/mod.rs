@@ -116,15 +116,12 @@ impl XdpDataplane {
         let fits = earlier.last().map_or(Ok(false), |last| last.fits(config.max_bindings))?;
         let adopted = if fits { earlier.pop() } else { None };
         let is_new = adopted.is_none();
-        let generation = match adopted {
-            Some(adopted) => {
-                node.stage = adopted.node.stage;
-                adopted
-            }
-            None => {
-                check_room(config, &earlier)?;
-                Generation::make(&config.pin_path, &earlier)?
-            }
+        let generation = if let Some(adopted) = adopted {
+            node.stage = adopted.node.stage;
+            adopted
+        } else {
+            check_room(config, &earlier)?;
+            Generation::make(&config.pin_path, &earlier)?
         };
         let undo = |error| {
             if is_new {
