@@ -29,6 +29,8 @@ pub struct Config {
     pub downlinks: Vec<String>,
     /// `datapath.mode`.
     pub mode: String,
+    /// `datapath.max_bindings`.
+    pub max_bindings: u32,
     /// `datapath.pin_path`.
     pub pin_path: PathBuf,
     /// Where socket and store go.
@@ -44,6 +46,7 @@ impl Config {
             uplinks: vec![uplink.into()],
             downlinks: vec![downlink.into()],
             mode: "auto".into(),
+            max_bindings: 1024,
             pin_path: lab.file("bpf"),
             dir: lab.dir().to_owned(),
         }
@@ -65,7 +68,7 @@ name = "nat-1"
 uplinks = {:?}
 downlinks = {:?}
 mode = "{}"
-max_bindings = 1024
+max_bindings = {}
 pin_path = "{}"
 [store]
 path = "{}"
@@ -81,6 +84,7 @@ reuse_delay = "60s"
             self.uplinks,
             self.downlinks,
             self.mode,
+            self.max_bindings,
             self.pin_path.display(),
             self.dir.join("store").display(),
             self.socket().display(),
