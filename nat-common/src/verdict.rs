@@ -108,8 +108,6 @@ reasons! {
             "Late errors after a detach, or forged ones.";
         IcmpType = "icmp_type": "ICMP redirect or source quench, which need not cross a NAT (RFC 5508 REQ-10, RFC 6633).",
             "A misconfigured router on the path.";
-        IcmpOversize = "icmp_oversize": "An ICMP error of more than 1,536 bytes, where 576 are the most (RFC 1812 §4.3.2.3).",
-            "Forged errors; or a host with a large MTU that quotes whole packets.";
         EipUnbound = "eip_unbound": "The destination is a public address of ours that is attached to nothing.",
             "Attach the address, or ignore the scan.";
         SourceUnbound = "source_unbound": "The private source has no public address.",
@@ -133,6 +131,8 @@ reasons! {
             "Switch priority tagging off at the sender or on the switch port.";
         PortUnknown = "port_unknown": "The program runs on an interface that the daemon has not described to it.",
             "Restart the daemon; if it stays, eipnat unload and start again.";
+        IcmpOversize = "icmp_oversize": "An ICMP error of more than 1,536 bytes, where 576 are the most (RFC 1812 §4.3.2.3).",
+            "Forged errors; or a host with a large MTU that quotes whole packets.";
     }
 }
 
@@ -233,6 +233,7 @@ mod tests {
             "fib_error",
             "priority_tag",
             "port_unknown",
+            "icmp_oversize",
         ];
         names(&drops, Reject::ALL.iter().map(|reject| reject.name()).collect());
     }
