@@ -62,7 +62,7 @@ pub type Mac = [u8; 6];
 
 /// Where packets to a public address go. Value of [`map::INBOUND`].
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Inbound {
     /// The VM's private address.
     pub private_ip: Addr,
@@ -73,6 +73,20 @@ pub struct Inbound {
     /// Stands for what a later version may want to know besides.
     #[cfg(feature = "next-abi")]
     pub next: u32,
+}
+
+impl Inbound {
+    /// A way to a private address.
+    #[must_use]
+    pub const fn new(private_ip: Addr, tenant: u32, meter: u32) -> Self {
+        Self {
+            private_ip,
+            tenant,
+            meter,
+            #[cfg(feature = "next-abi")]
+            next: 0,
+        }
+    }
 }
 
 /// A private address within its tenant. Key of [`map::OUTBOUND`].

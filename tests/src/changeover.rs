@@ -3,6 +3,8 @@
 //! other and back, and kill either at any instant.
 
 use std::net::Ipv4Addr;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -13,9 +15,10 @@ use nat_user::dataplane::xdp::XdpDataplane;
 use nat_user::dataplane::{Binding, Dataplane};
 use nat_user::model::PoolSpec;
 use nat_user::reconcile;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::lab::{EIP1, EIP2, Lab, POOL, Process, VM1, VM2, beside_this_program};
+use crate::lab::{EIP1, EIP2, Lab, POOL, VM1, VM2, beside_this_program};
 
 /// The bindings of the lab.
 const BINDINGS: [(Ipv4Addr, Ipv4Addr); 2] = [(EIP1, VM1), (EIP2, VM2)];
@@ -122,7 +125,7 @@ impl Changeover {
         let sibling = beside_this_program("eipnat-changeover")?;
         let programs = sibling.parent().context("a program stands in a directory")?;
         let target = programs.parent().context("it stands in a profile's directory")?;
-        let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(target)?);
+        let owner = std::fs::metadata(target)?.uid();
         if owner == rustix::process::geteuid().as_raw() {
             let mut cargo = Command::new(env!("CARGO"));
             cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
@@ -152,12 +155,21 @@ impl Changeover {
         })
     }
 
-    /// Begins to change over, for somebody to kill it.
+    /// Changes over, and is killed when it makes a system call for the n-th time. Returns whether it came that far.
     ///
     /// # Errors
-    /// When it cannot be started.
-    pub fn spawn(&self, lab: &Lab) -> Result<Process> {
-        lab.node.spawn(self.command(lab), lab.file("changeover.log"))
+    /// When it cannot be traced, or fails before.
+    pub fn run_and_kill_at(&self, lab: &Lab, call: &str, number: u32) -> Result<bool> {
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-o", "/dev/null", "-e"]).arg(format!("trace={call}"));
+        strace.arg("-e").arg(format!("inject={call}:signal=KILL:when={number}"));
+        strace.arg(&self.program).args(self.arguments(lab));
+        let output = lab.node.output(strace)?;
+        // strace ends as the program that it traces does.
+        let killed = output.status.signal() == Some(Signal::KILL.as_raw());
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(killed || output.status.success(), "{}: {said}", self.program.display());
+        Ok(killed)
     }
 
     /// Where the datapath is pinned.
@@ -168,9 +180,13 @@ impl Changeover {
 
     fn command(&self, lab: &Lab) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg("--pin-path").arg(Self::pin_path(lab));
-        command.args(["--max-bindings", &self.max_bindings.to_string()]).env("RUST_LOG", self.log);
+        command.args(self.arguments(lab)).env("RUST_LOG", self.log);
         command
+    }
+
+    fn arguments(&self, lab: &Lab) -> [String; 4] {
+        let pin_path = Self::pin_path(lab).to_string_lossy().into_owned();
+        ["--pin-path".into(), pin_path, "--max-bindings".into(), self.max_bindings.to_string()]
     }
 }
 

@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, ensure};
 use nat_user::dataplane::xdp;
 use tests::changeover::{Changeover, Counts, generations};
-use tests::lab::{EIP1, EIP2, FAR, INTERNET, Lab, Pings, Sender, Sink, Topology, ping};
+use tests::lab::{
+    Bed, Daemon, EIP1, EIP2, FAR, INTERNET, Lab, Meter, Pings, Sender, Setup, Sink, Topology, eipnat_binary,
+    ping, refused, run_eipnat,
+};
 
 /// Payload of each UDP packet, and what IPv4 and UDP headers add to it.
 const PAYLOAD: usize = 200;
@@ -128,35 +131,39 @@ fn an_upgrade_loses_no_packet_and_no_count() -> Result<()> {
 }
 
 #[test]
-fn an_upgrade_that_is_killed_at_any_instant_loses_no_packet_and_no_count() -> Result<()> {
-    let (this, next) = (Changeover::this_version()?, Changeover::next_abi()?);
+fn an_upgrade_that_is_killed_at_any_system_call_loses_no_packet_and_no_count() -> Result<()> {
+    let small = |version: Changeover| Changeover { max_bindings: 2, ..version };
+    let (this, next) = (small(Changeover::this_version()?), small(Changeover::next_abi()?));
     let lab = Lab::new(Topology::TwoArmed)?;
     this.run(&lab)?;
-    // How long a whole one takes tells between which instants to kill.
-    let begin = Instant::now();
-    next.run(&lab)?;
-    let whole = begin.elapsed();
-    let duration = Duration::from_secs(20);
+    let pin_path = Changeover::pin_path(&lab);
+    let duration = Duration::from_secs(25);
     let begin = Instant::now();
     let traffic = Traffic::start(&lab, duration)?;
-    let mut killed = 0;
+    let (mut killed, mut between) = (0, 0);
     watched(&lab, || {
-        for round in 0.. {
-            if begin.elapsed() + 4 * whole > duration {
+        for round in 0_u32.. {
+            if begin.elapsed() + Duration::from_secs(3) > duration {
                 return Ok(());
             }
             // Two of the same in a row, and then the other: one goes on with what the first left, one goes back.
-            let version = if round % 4 < 2 { &this } else { &next };
-            let mut process = version.spawn(&lab)?;
-            std::thread::sleep(whole * (round * 7 % 20) / 20);
-            killed += u32::from(process.try_wait()?.is_none());
-            drop(process);
+            let version = if round % 4 < 2 { &next } else { &this };
+            // Loading the program takes some 80 calls, a whole change some 500, and its last act is to remove pins.
+            let (call, number) =
+                if round % 6 == 5 { ("unlink", 1 + round % 11) } else { ("bpf", 80 + round * 67 % 410) };
+            killed += u32::from(version.run_and_kill_at(&lab, call, number)?);
+            between += u32::from(generations(&pin_path)?.len() > 1);
+            if round % 9 == 8 {
+                version.run(&lab)?;
+                assert_eq!(generations(&pin_path)?.len(), 1, "round {round}");
+            }
         }
         Ok(())
     })?;
-    ensure!(killed > 5, "only {killed} were killed");
+    println!("{killed} were killed, {between} left several generations");
+    ensure!(killed >= 10 && between >= 5, "only {killed} were killed, {between} between two generations");
     next.run(&lab)?;
-    assert_eq!(generations(&Changeover::pin_path(&lab))?.len(), 1);
+    assert_eq!(generations(&pin_path)?.len(), 1);
     let expected = traffic.end()?;
     assert_eq!(this.run(&lab)?, expected);
     unload(lab)
@@ -165,15 +172,12 @@ fn an_upgrade_that_is_killed_at_any_instant_loses_no_packet_and_no_count() -> Re
 #[test]
 fn unload_takes_half_an_upgrade_off_too() -> Result<()> {
     let (this, next) = (Changeover::this_version()?, Changeover::next_abi()?);
-    for tenths in [3, 6, 8, 9] {
+    for number in [100, 180, 220, 250] {
         let lab = Lab::new(Topology::TwoArmed)?;
-        let begin = Instant::now();
         this.run(&lab)?;
-        let whole = begin.elapsed();
-        let process = next.spawn(&lab)?;
-        std::thread::sleep(whole * tenths / 10);
-        drop(process);
-        assert_eq!(ping(&lab.vm1, INTERNET, 3, &[])?.received, 3, "at {tenths} tenths");
+        ensure!(next.run_and_kill_at(&lab, "bpf", number)?, "it has ended before {number} calls");
+        assert_eq!(generations(&Changeover::pin_path(&lab))?.len(), 2);
+        assert_eq!(ping(&lab.vm1, INTERNET, 3, &[])?.received, 3, "at call {number}");
         unload(lab)?;
     }
     Ok(())
@@ -191,4 +195,35 @@ fn max_bindings_below_what_is_in_use_is_refused() -> Result<()> {
     assert_eq!(generations(&Changeover::pin_path(&lab))?.len(), 1);
     assert_eq!(ping(&lab.internet, EIP1, 3, &[])?.received, 3);
     unload(lab)
+}
+
+#[test]
+fn a_daemon_with_room_for_more_or_fewer_bindings_takes_over() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        let traffic = Traffic::start(&bed.lab, Duration::from_secs(8))?;
+        for max_bindings in [2048, 2, 1024] {
+            let mut config = bed.daemon.config().clone();
+            config.max_bindings = max_bindings;
+            let before = bed.daemon.meter(EIP1)?;
+            bed.daemon.stop()?;
+            bed.daemon = Daemon::start(&bed.lab, &eipnat_binary()?, config)?;
+            let after = bed.daemon.meter(EIP1)?;
+            ensure!(after.in_packets > before.in_packets, "{before:?} became {after:?}");
+        }
+        let expected = traffic.end()?;
+        let [in_packets, in_bytes, out_packets, out_bytes] = expected.meters[0];
+        assert_eq!(bed.daemon.meter(EIP1)?, Meter { in_bytes, in_packets, out_bytes, out_packets });
+
+        bed.daemon.stop()?;
+        let mut config = bed.daemon.config().clone();
+        config.max_bindings = 1;
+        let file = bed.lab.file("small.toml");
+        std::fs::write(&file, config.to_toml())?;
+        let output =
+            run_eipnat(&bed.lab.node, &eipnat_binary()?, &["run", "--config", &file.to_string_lossy()])?;
+        let complaint = refused(&output)?;
+        ensure!(complaint.contains("max_bindings"), "{complaint}");
+        assert_eq!(ping(&bed.lab.internet, EIP1, 3, &[])?.received, 3);
+        Ok(())
+    })
 }

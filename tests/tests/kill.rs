@@ -96,15 +96,14 @@ fn kill_every_second(lab: &Lab, eipnat: &Path) -> Result<()> {
 
 /// 100 pings a second: how many were sent and answered.
 fn ping_for_long(lab: &Lab, count: u32) -> Result<(u32, u32)> {
-    let mut sent = 0;
-    let mut received = 0;
     // In pieces that end within the patience for one command.
-    for piece in [count / 2, count - count / 2] {
-        let pings = ping(&lab.internet, EIP1, piece, &["-i", "0.01"])?;
-        sent += pings.sent;
-        received += pings.received;
+    const PIECE: u32 = 1000;
+    let mut all = (0, 0);
+    while all.0 < count {
+        let pings = ping(&lab.internet, EIP1, PIECE.min(count - all.0), &["-i", "0.01"])?;
+        all = (all.0 + pings.sent, all.1 + pings.received);
     }
-    Ok((sent, received))
+    Ok(all)
 }
 
 /// Gives one command after the other, and watches that counters never go back.

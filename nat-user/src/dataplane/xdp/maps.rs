@@ -161,15 +161,7 @@ impl Maps {
         ensure!(binding.meter < self.meters.len(), "there is no room for meter {}", binding.meter);
         match half {
             Half::Inbound(Binding { public_ip, tenant, private_ip, meter }) => {
-                let private_ip = private_ip.octets();
-                let value = Inbound {
-                    private_ip,
-                    tenant,
-                    meter,
-                    #[cfg(feature = "next-abi")]
-                    next: 0,
-                };
-                let value: Bytes<Inbound> = bytemuck::cast(value);
+                let value: Bytes<Inbound> = bytemuck::cast(Inbound::new(private_ip.octets(), tenant, meter));
                 self.inbound.insert(public_ip.octets(), value, 0).with_context(|| failed(map::INBOUND))
             }
             Half::Outbound(Binding { public_ip, tenant, private_ip, meter }) => {

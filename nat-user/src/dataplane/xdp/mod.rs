@@ -22,6 +22,7 @@ mod sysctls;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ::log::{debug, error, info, warn};
 use anyhow::Context as _;
@@ -61,7 +62,7 @@ pub struct XdpDataplane {
     /// Whether the program runs on all interfaces; before that, everything can be undone.
     is_active: bool,
     /// Keeps every other daemon off the pins.
-    lock: PinLock,
+    lock: Arc<PinLock>,
 }
 
 impl XdpDataplane {
@@ -77,7 +78,8 @@ impl XdpDataplane {
         checks::pools(pools, &interfaces)?;
         let wanted = wanted_ports(config, &interfaces)?;
         let directories_made = bpffs::prepare(&config.pin_path)?;
-        let lock = PinLock::take(&config.pin_path)?;
+        // Held to the end of this function in any case.
+        let lock = Arc::new(PinLock::take(&config.pin_path)?);
         let standing = standing(&config.pin_path)?;
         let node = Node {
             abi_version: ABI_VERSION,
@@ -93,7 +95,7 @@ impl XdpDataplane {
             }
         };
         let is_first = standing.is_empty();
-        Self::load(config, pools, node, standing, &wanted, lock).map_err(|error| {
+        Self::load(config, pools, node, standing, &wanted, Arc::clone(&lock)).map_err(|error| {
             if !is_first {
                 return error;
             }
@@ -110,7 +112,7 @@ impl XdpDataplane {
         mut node: Node,
         mut earlier: Vec<Generation>,
         wanted: &[(&Interface, Role)],
-        lock: PinLock,
+        lock: Arc<PinLock>,
     ) -> anyhow::Result<Self> {
         let told = told(&earlier)?;
         let fits = earlier.last().map_or(Ok(false), |last| last.fits(config.max_bindings))?;
@@ -195,7 +197,7 @@ impl XdpDataplane {
         let mut restored = Vec::new();
         if !self.lock.is_on(&self.config.pin_path) {
             bpffs::prepare(&self.config.pin_path)?;
-            self.lock = PinLock::take(&self.config.pin_path)?;
+            self.lock = Arc::new(PinLock::take(&self.config.pin_path)?);
             restored.push(self.config.pin_path.display().to_string());
         }
         restored.extend(self.map_pins.restore()?);

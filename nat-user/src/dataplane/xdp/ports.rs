@@ -140,27 +140,22 @@ impl Ports {
         let indices: BTreeSet<u32> = present.iter().map(|(interface, _)| interface.index).collect();
         let members = interfaces::below(interfaces, &indices);
         self.quieten(maps, &present, &members, findings);
-        let closed: Vec<bool> = present
-            .iter()
-            .map(|(interface, _)| {
-                let held = self.hold(interface);
-                let is_closed = held.is_err();
-                findings.note(held.map(|done| done.map(|what| format!("{}: {what}", interface.name))));
-                is_closed
-            })
-            .collect();
+        for (interface, _) in &present {
+            let held = self.hold(interface);
+            findings.note(held.map(|done| done.map(|what| format!("{}: {what}", interface.name))));
+        }
         let known: BTreeSet<u32> =
             members.iter().map(|member| member.index).chain(indices.iter().copied()).collect();
         findings.note(self.forget_others(maps, interfaces, &indices, &known));
         // Last: without the program, an interface that forwards would let private addresses out.
-        for ((interface, _), is_closed) in present.iter().zip(closed) {
+        for (interface, _) in &present {
             let name = &interface.name;
-            if is_closed {
-                findings.check(sysctls::close(name));
-            } else {
+            if self.links.contains_key(&interface.index) {
                 findings.note(sysctls::open(name).map(|changed| {
                     (!changed.is_empty()).then(|| format!("{name}: sysctl {} set again", changed.join(", ")))
                 }));
+            } else {
+                findings.check(sysctls::close(name));
             }
             if !interface.is_up {
                 findings.problem(format!("{name} is down: ip link set dev {name} up"));
@@ -259,11 +254,12 @@ impl Ports {
             link = pin.pin(link)?;
             done = Some("its link pinned again".to_owned());
         }
+        // Before it is replaced: if that fails, the earlier program goes on.
+        self.links.insert(interface.index, link);
         if running != own {
             pin.replace(object::program(&mut self.ebpf)?)?;
             done = Some("another program was on its link, and is replaced".to_owned());
         }
-        self.links.insert(interface.index, link);
         Ok(done)
     }
 
