@@ -66,7 +66,12 @@ pub(crate) const NEEDS: &[Need] = &[
         "turns off checksum offload, which hides wrong checksums on veth",
     ),
     package(Profile::Test, "tcpdump", &["tcpdump"], "captures what came out at the far end"),
-    package(Profile::Test, "strace", &["strace"], "records what the store writes, and kills at any system call"),
+    package(
+        Profile::Test,
+        "strace",
+        &["strace"],
+        "records what the store writes, and kills at any system call",
+    ),
     package(Profile::Test, "bpftool", &["bpftool"], "takes programs off behind the daemon's back"),
     package(Profile::Test, "traceroute", &["traceroute"], "finds the routers on the way, in tests"),
     package(Profile::Test, "socat", &["socat"], "holds sockets with options of their own, in tests"),
