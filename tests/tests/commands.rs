@@ -117,7 +117,9 @@ fn listed(daemon: &Daemon) -> Result<Bindings> {
 
 /// What stands in the kernel's maps, which have to be each other's mirror.
 fn in_the_maps(config: &Config) -> Result<Bindings> {
-    let pin = |name| -> Result<Map> { Ok(Map::HashMap(MapData::from_pin(config.pin_path.join(name))?)) };
+    let pin = |name| -> Result<Map> {
+        Ok(Map::HashMap(MapData::from_pin(config.pin_path.join("maps_1").join(name))?))
+    };
     let (inbound, outbound) = (pin(map::INBOUND)?, pin(map::OUTBOUND)?);
     let inbound: HashMap<_, [u8; 4], [u8; size_of::<Inbound>()]> = inbound.try_into()?;
     let outbound: HashMap<_, [u8; size_of::<OutboundKey>()], [u8; size_of::<Outbound>()]> =

@@ -12,9 +12,10 @@ use aya::programs::Xdp;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya_obj::programs::XdpAttachType;
+use nat_common::abi::{Inbound, Outbound, OutboundKey};
 use nat_user::config::{Datapath, Mode};
 use nat_user::dataplane::xdp::XdpDataplane;
-use tests::lab::{Bed, Config, Daemon, EIP1, INTERNET, Lab, Setup, Topology, eipnat_binary, ping, pins};
+use tests::lab::{Bed, Config, Daemon, EIP1, INTERNET, Lab, Setup, Topology, VM1, eipnat_binary, ping, pins};
 
 /// How long the daemon may take to see and mend a change.
 const IN_TIME: Duration = Duration::from_secs(5);
@@ -319,6 +320,30 @@ fn entries_of_the_maps_are_changed() -> Result<()> {
         assert_eq!(bed.lab.node.read_sysctl("net/ipv4/conf/dn0/forwarding")?, "0");
         assert_eq!(bed.lab.node.read_sysctl("net/ipv4/conf/all/send_redirects")?, "1");
         bed.daemon.wait()
+    })
+}
+
+#[test]
+fn bindings_are_changed() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        let mut inbound: HashMap<_, [u8; 4], [u8; size_of::<Inbound>()]> =
+            Map::HashMap(map(bed, "INBOUND")?).try_into()?;
+        let mut outbound: HashMap<_, [u8; size_of::<OutboundKey>()], [u8; size_of::<Outbound>()]> =
+            Map::HashMap(map(bed, "OUTBOUND")?).try_into()?;
+        let (eip, key) = (EIP1.octets(), bytemuck::cast(OutboundKey { tenant: 0, private_ip: VM1.octets() }));
+        let (in_right, out_right) = (inbound.get(&eip, 0)?, outbound.get(&key, 0)?);
+
+        inbound.remove(&eip)?;
+        mended(bed)?;
+        let stranger = [203, 0, 113, 200];
+        inbound.insert(stranger, in_right, 0)?;
+        soon("a binding of nobody's is removed", || Ok(inbound.get(&stranger, 0).is_err()))?;
+        outbound.insert(key, [0; size_of::<Outbound>()], 0)?;
+        mended(bed)?;
+        assert_eq!((inbound.get(&eip, 0)?, outbound.get(&key, 0)?), (in_right, out_right));
+        assert!(bed.daemon.metric("eipnat_repairs_total ")? >= 3);
+        assert_eq!(bed.daemon.metric("eipnat_ready ")?, 1);
+        Ok(())
     })
 }
 

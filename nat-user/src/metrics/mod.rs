@@ -67,6 +67,18 @@ fn families(control: &Control) -> anyhow::Result<Vec<MetricFamily>> {
             vec![gauge(&[], control.revision())],
         ),
         (
+            "eipnat_ready",
+            "Whether every binding forwards: 1, or 0 and `eipnat status` says why not.",
+            MetricType::GAUGE,
+            vec![gauge(&[], u64::from(control.problems().is_empty()))],
+        ),
+        (
+            "eipnat_repairs_total",
+            "How often the datapath was not as it has to be, and was put right.",
+            MetricType::COUNTER,
+            vec![counter(&[], control.repairs())],
+        ),
+        (
             "eipnat_build_info",
             "Always 1; the label tells the daemon's version.",
             MetricType::GAUGE,
@@ -166,6 +178,10 @@ mod tests {
             "eipnat_bindings 1",
             "# TYPE eipnat_revision gauge",
             "eipnat_revision 2",
+            "# TYPE eipnat_ready gauge",
+            "eipnat_ready 1",
+            "# TYPE eipnat_repairs_total counter",
+            "eipnat_repairs_total 0",
             "# TYPE eipnat_build_info gauge",
             concat!(r#"eipnat_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""} 1"#),
         ] {

@@ -3,7 +3,7 @@
 //!
 //! [`XdpDataplane::start`] has the maps ready and attaches the program where none runs; the bindings follow; then
 //! [`activate`](Dataplane::activate) changes interfaces over that an earlier daemon's program runs on. Where that one
-//! had other maps ([`generations`]), both count until then, and no packet misses a binding.
+//! had other maps (`generations.rs`), both count until then, and no packet misses a binding.
 
 mod bpffs;
 mod checks;

@@ -1,0 +1,134 @@
+//! Whatever people do, nothing is given twice, lost or leaked.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::Ipv4Addr;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn any_command() -> impl Strategy<Value = Command> {
+    let eip = || (0..6_u8).prop_map(|last| Ipv4Addr::new(203, 0, 113, last));
+    let private = || (0..4_u8).prop_map(|last| Ipv4Addr::new(10, 0, 0, last));
+    let name = || (0..3_u8).prop_map(|number| format!("vm{number}").parse::<Name>().unwrap());
+    let account = || proptest::option::weighted(0.3, Just("acme".parse::<Name>().unwrap()));
+    let target = prop_oneof![private().prop_map(Target::PrivateIp), name().prop_map(Target::Vm)];
+    prop_oneof![
+        3 => (proptest::option::weighted(0.3, eip()), account())
+            .prop_map(|(address, account)| Command::Allocate { pool: None, address, account }),
+        4 => (eip(), target, any::<bool>())
+            .prop_map(|(eip, target, reassign)| Command::Attach { eip, target, reassign }),
+        2 => eip().prop_map(Command::Detach),
+        2 => eip().prop_map(Command::Release),
+        3 => (name(), private(), account(), proptest::bool::weighted(0.8)).prop_map(
+            |(name, private_ip, account, public_ip)| {
+                Command::CreateVm { name, private_ip, account, public_ip, pool: None }
+            }
+        ),
+        2 => name().prop_map(Command::DestroyVm),
+    ]
+}
+
+const CAPACITY: u32 = 3;
+
+/// What has to hold at every moment.
+fn check(model: &Model, now: u64) -> Result<(), TestCaseError> {
+    let bindings: Vec<Binding> = model.bindings().collect();
+    let distinct =
+        |key: fn(&Binding) -> u32| bindings.iter().map(key).collect::<BTreeSet<_>>().len() == bindings.len();
+    prop_assert!(
+        distinct(|b| b.public_ip.into()) && distinct(|b| b.private_ip.into()) && distinct(|b| b.meter)
+    );
+    prop_assert!(bindings.len() <= CAPACITY as usize);
+    prop_assert_eq!(model.bound(), bindings.len());
+    prop_assert!(model.closing().all(|closing| bindings.iter().all(|b| b.meter != closing.meter)));
+    let usage = model.pools(at(now)).next().unwrap();
+    let public_ips = model.vms().filter(|vm| vm.public_ip.is_some()).count();
+    prop_assert_eq!(usage.allocated, (model.eips().count() + public_ips) as u64);
+    prop_assert_eq!(usage.allocated + usage.cooling + usage.free, usage.size);
+    for vm in model.vms() {
+        let has_eip = model.eips().any(|eip| eip.attached.is_some_and(|a| a.private_ip == vm.private_ip));
+        let has_one = has_eip || vm.public_ip.is_some();
+        prop_assert!(!(has_eip && vm.public_ip.is_some()), "two addresses: {:?}", vm);
+        prop_assert_eq!(vm.waiting_since.is_some(), vm.pool.is_some() && !has_one, "{:?}", vm);
+    }
+    for eip in model.eips() {
+        let vm = eip.attached.and_then(|attached| model.vm_at(attached.private_ip));
+        prop_assert!(vm.is_none_or(|vm| vm.account == eip.account));
+    }
+    Ok(())
+}
+
+/// What the records say by themselves, told to a new model, is the same state.
+fn survives_a_restart(
+    model: &Model,
+    records: &HashMap<(&'static str, String), Record>,
+) -> Result<(), TestCaseError> {
+    let mut again =
+        Model::new(Spec { pools: vec![spec("p", "203.0.113.0/30")], ..Spec::default() }, CAPACITY);
+    for record in records.values() {
+        again.insert(record.clone()).map_err(TestCaseError::fail)?;
+    }
+    prop_assert_eq!(again.bindings().collect::<BTreeSet<_>>(), model.bindings().collect::<BTreeSet<_>>());
+    prop_assert_eq!(again.pools(at(0)).collect::<Vec<_>>(), model.pools(at(0)).collect::<Vec<_>>());
+    prop_assert_eq!(&again.waiting, &model.waiting);
+    prop_assert_eq!(&again.accounts, &model.accounts);
+    Ok(())
+}
+
+proptest! {
+    /// Whatever people do, nothing is given twice, lost or leaked.
+    #[test]
+    fn invariants_hold_after_any_commands(
+        commands in proptest::collection::vec((any_command(), 0..40_u64, any::<bool>()), 0..60),
+    ) {
+        let mut model = model(&[("p", "203.0.113.0/30")], CAPACITY);
+        let (mut now, mut records) = (0, HashMap::new());
+        let mut returned = HashMap::new();
+        for (command, pause, closes) in commands {
+            now += pause;
+            let mut changes: Vec<Change> = model.plan(&command, at(now)).into_iter().collect();
+            while let Some(change) = changes.pop() {
+                for edit in change.edits() {
+                    if let (None, Some(Record::Returned(address))) = (&edit.before, &edit.after) {
+                        returned.insert(address.address, now);
+                    }
+                    if let (Some(Record::Returned(address)), None) = (&edit.before, &edit.after) {
+                        let since = returned.remove(&address.address).unwrap();
+                        prop_assert!(now >= since + DELAY, "{} reused after {}", address.address, now - since);
+                    }
+                    let key = edit.key().unwrap();
+                    prop_assert_eq!(records.get(&key), edit.before.as_ref());
+                    match &edit.after {
+                        Some(after) => drop(records.insert(key, after.clone())),
+                        None => drop(records.remove(&key)),
+                    }
+                }
+                model.apply(change);
+                check(&model, now)?;
+                // One at a time: each is planned from the state that the one before has left.
+                let read: Vec<_> =
+                    model.closing().map(|closing| (closing.clone(), Meter::default())).collect();
+                let close = Some(model.plan_close(&read)).filter(|close| closes && !close.is_nothing());
+                changes.extend(close.or_else(|| model.plan_waiting(at(now))));
+            }
+        }
+        survives_a_restart(&model, &records)?;
+        // Nothing has leaked: in the end every address can be had.
+        for name in model.vms().map(|vm| vm.name.clone()).collect::<Vec<_>>() {
+            let change = model.plan(&Command::DestroyVm(name), at(now)).unwrap();
+            model.apply(change);
+        }
+        for eip in model.eips().map(|eip| eip.address).collect::<Vec<_>>() {
+            for command in [Command::Detach(eip), Command::Release(eip)] {
+                let change = model.plan(&command, at(now)).unwrap();
+                model.apply(change);
+            }
+        }
+        for _ in 0..4 {
+            let change = model.plan(&allocate(None, None), at(now + DELAY)).unwrap();
+            model.apply(change);
+        }
+        prop_assert_eq!(model.bound(), 0);
+    }
+}
