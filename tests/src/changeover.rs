@@ -155,21 +155,38 @@ impl Changeover {
         })
     }
 
+    /// Changes over, and returns its calls of bpf(2) in order.
+    ///
+    /// # Errors
+    /// When it cannot be traced, or fails.
+    pub fn run_traced(&self, lab: &Lab) -> Result<Vec<String>> {
+        let trace = lab.file("strace.log");
+        let output = lab.node.output(self.strace(lab, &trace, &["-e", "trace=bpf"]))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{}: {said}", self.program.display());
+        let trace = std::fs::read_to_string(trace)?;
+        Ok(trace.lines().filter(|line| line.contains(" bpf(")).map(str::to_owned).collect())
+    }
+
     /// Changes over, and is killed when it makes a system call for the n-th time. Returns whether it came that far.
     ///
     /// # Errors
     /// When it cannot be traced, or fails before.
-    pub fn run_and_kill_at(&self, lab: &Lab, call: &str, number: u32) -> Result<bool> {
-        let mut strace = Command::new("strace");
-        strace.args(["-f", "-o", "/dev/null", "-e"]).arg(format!("trace={call}"));
-        strace.arg("-e").arg(format!("inject={call}:signal=KILL:when={number}"));
-        strace.arg(&self.program).args(self.arguments(lab));
-        let output = lab.node.output(strace)?;
+    pub fn run_and_kill_at(&self, lab: &Lab, call: &str, number: usize) -> Result<bool> {
+        let (trace, inject) = (format!("trace={call}"), format!("inject={call}:signal=KILL:when={number}"));
+        let output =
+            lab.node.output(self.strace(lab, Path::new("/dev/null"), &["-e", &trace, "-e", &inject]))?;
         // strace ends as the program that it traces does.
         let killed = output.status.signal() == Some(Signal::KILL.as_raw());
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(killed || output.status.success(), "{}: {said}", self.program.display());
         Ok(killed)
+    }
+
+    fn strace(&self, lab: &Lab, log: &Path, options: &[&str]) -> Command {
+        let mut strace = Command::new("strace");
+        strace.arg("-f").arg("-o").arg(log).args(options).arg(&self.program).args(self.arguments(lab));
+        strace
     }
 
     /// Where the datapath is pinned.
