@@ -30,13 +30,15 @@ use crate::store::Store;
 /// How often it is looked at what time has brought, and the datapath is compared with what it has to be.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Runs the daemon of a configuration file until SIGTERM or SIGINT.
+/// Runs the daemon of a configuration file until SIGTERM or SIGINT. A program that runs already is replaced where it is
+/// another one, or in any case.
 ///
 /// # Errors
 /// If it cannot start; then nothing is changed and nothing left behind. A [`KeyError`] is among the causes where
 /// another configuration would mend it.
-pub fn run(file: &Path) -> anyhow::Result<()> {
-    let config = Config::load(file)?;
+pub fn run(file: &Path, replace_program: bool) -> anyhow::Result<()> {
+    let mut config = Config::load(file)?;
+    config.datapath.replace_program = replace_program;
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).try_init()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {

@@ -56,6 +56,7 @@ fn change_over(arguments: Arguments) -> Result<Value> {
         max_bindings: arguments.max_bindings,
         pin_path: arguments.pin_path,
         public_ip: None,
+        replace_program: false,
     };
     let pool = PoolSpec {
         name: "default".parse()?,

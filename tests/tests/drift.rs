@@ -374,6 +374,7 @@ fn a_start_that_is_not_finished_is_undone() -> Result<()> {
         max_bindings: 16,
         pin_path: bpffs.join("some/where/eipnat"),
         public_ip: None,
+        replace_program: false,
     };
     let dataplane = lab.node.run(|| XdpDataplane::start(&config, &[]))??;
     assert_eq!(lab.programs()?.len(), 2);

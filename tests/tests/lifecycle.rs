@@ -57,6 +57,22 @@ fn the_next_daemon_takes_over() -> Result<()> {
 }
 
 #[test]
+fn the_same_program_stays_unless_another_is_asked_for() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        let programs = bed.lab.programs()?;
+        bed.restart()?;
+        assert_eq!(bed.lab.programs()?, programs, "the same program");
+        answered(bed, "after a restart")?;
+        bed.daemon.stop()?;
+        let config = Config { arguments: vec!["--replace-program".into()], ..bed.daemon.config().clone() };
+        bed.daemon = Daemon::start(&bed.lab, &eipnat_binary()?, config)?;
+        let replaced = bed.lab.programs()?;
+        assert!(replaced.len() == 2 && replaced != programs, "{replaced:?}, before {programs:?}");
+        answered(bed, "after a replacement")
+    })
+}
+
+#[test]
 fn after_a_reboot_everything_comes_back_from_the_store() -> Result<()> {
     Bed::run(Setup::default(), |bed| {
         bed.daemon.ok(&["vm", "create", "web", "--private-ip", "10.0.0.12"])?;

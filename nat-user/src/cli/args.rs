@@ -37,6 +37,9 @@ pub(super) enum Command {
         /// The configuration file
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// Replace the program that runs already, even by the same one
+        #[arg(long)]
+        replace_program: bool,
     },
     /// Show whether every binding forwards, and on which interfaces; exit code 1 if not
     Status,

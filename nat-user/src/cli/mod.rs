@@ -58,7 +58,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &
 
 fn execute(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<()> {
     match &cli.command {
-        Command::Run { config } => daemon::run(config).map_err(|error| in_file(config, error)),
+        Command::Run { config, replace_program } => {
+            daemon::run(config, *replace_program).map_err(|error| in_file(config, error))
+        }
         Command::Unload { config } => unload(config.as_deref()),
         Command::Status => {
             let status = ask(cli, async |daemon| daemon.status().await)?;

@@ -68,6 +68,7 @@ fn datapath(raw: raw::Datapath, public_ip: Option<Ipv4Addr>) -> Result<Datapath>
         max_bindings,
         pin_path: absolute("datapath.pin_path", raw.pin_path, DEFAULT_PIN_PATH)?,
         public_ip,
+        replace_program: false,
     })
 }
 

@@ -61,6 +61,8 @@ pub struct Datapath {
     pub max_bindings: u32,
     /// Directory of the pinned maps, programs and links.
     pub pin_path: PathBuf,
+    /// Whether the running program gives way to one that is the same. From the command line.
+    pub replace_program: bool,
     /// Source of ICMP errors that private routers without a public address send (RFC 5508, REQ-5c).
     pub public_ip: Option<Ipv4Addr>,
 }

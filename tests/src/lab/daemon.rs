@@ -31,6 +31,8 @@ pub struct Config {
     pub mode: String,
     /// `datapath.max_bindings`.
     pub max_bindings: u32,
+    /// Further arguments of `eipnat run`.
+    pub arguments: Vec<String>,
     /// `datapath.pin_path`.
     pub pin_path: PathBuf,
     /// Where socket and store go.
@@ -49,6 +51,7 @@ impl Config {
             max_bindings: 1024,
             pin_path: lab.file("bpf"),
             dir: lab.dir().to_owned(),
+            arguments: Vec::new(),
         }
     }
 
@@ -156,7 +159,7 @@ impl Daemon {
         let socket = UnixDatagram::bind(&notify)?;
         socket.set_read_timeout(Some(Duration::from_millis(20)))?;
         let mut command = Command::new(eipnat);
-        command.arg("run").arg("--config").arg(&file);
+        command.arg("run").arg("--config").arg(&file).args(&config.arguments);
         clean_environment(&mut command).env("NOTIFY_SOCKET", &notify);
         let process = lab.node.spawn(command, config.dir.join("daemon.log"))?;
         let mut daemon =

@@ -35,7 +35,7 @@ use self::findings::Findings;
 use self::generations::{Generation, Sums};
 use self::interfaces::Interface;
 use self::maps::Maps;
-use self::object::MapPins;
+use self::object::{MapPins, Program};
 use self::ports::Ports;
 use super::{Binding, Dataplane, Half, Mended, Port, Role, Verdicts};
 use crate::config::{self, KeyError};
@@ -147,7 +147,9 @@ impl XdpDataplane {
             // From here on another start can take these maps over, and unload can undo what follows.
             maps.set_node(node).map_err(undo)?;
         }
-        let ports = Ports::add(ebpf, &mut maps, config, told, wanted).map_err(undo)?;
+        let program =
+            Program::choose(ebpf, &config.pin_path, &map_pins, config.replace_program).map_err(undo)?;
+        let ports = Ports::add(program, &mut maps, config, told, wanted).map_err(undo)?;
         Ok(Self {
             config: config.clone(),
             pools: pools.to_vec(),

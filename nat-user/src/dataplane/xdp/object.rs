@@ -9,7 +9,8 @@ use aya::maps::{MapData, MapError, MapInfo};
 use aya::programs::{ProgramError, ProgramInfo, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use aya_log::EbpfLogger;
-use log::{Level, log_enabled, warn};
+use aya_obj::programs::XdpAttachType;
+use log::{Level, debug, log_enabled, warn};
 use nat_common::abi::map;
 
 use super::ProgramLogger;
@@ -62,17 +63,61 @@ pub(super) fn load(config: &config::Datapath, maps: &Path) -> anyhow::Result<Ebp
     Ok(ebpf)
 }
 
-/// Pins the program, for `bpftool` and tests, in the place of an earlier one. Answers whether it was not pinned yet.
-pub(super) fn pin_program(ebpf: &mut Ebpf, pin_path: &Path) -> anyhow::Result<bool> {
-    let pin = pin_path.join(PROGRAM_PIN);
-    let program = program(ebpf)?;
-    if ProgramInfo::from_pin(&pin).is_ok_and(|pinned| program.info().is_ok_and(|own| own.id() == pinned.id()))
-    {
-        return Ok(false);
+/// The program that belongs on every interface.
+pub(super) struct Program {
+    ebpf: Ebpf,
+    /// The one that an earlier daemon has loaded, where it is the same.
+    running: Option<Xdp>,
+}
+
+impl Program {
+    /// The loaded program; or the one that runs on the same maps already, if it is the same and `replace` does not say
+    /// otherwise.
+    pub(super) fn choose(
+        mut ebpf: Ebpf,
+        pin_path: &Path,
+        maps: &MapPins,
+        replace: bool,
+    ) -> anyhow::Result<Self> {
+        let own = program(&mut ebpf)?.info()?;
+        // A program with its log switched on writes to a map of its own, which only the daemon that loaded it reads.
+        let may_stay = !replace && !log_enabled!(Level::Debug);
+        let pin = pin_path.join(PROGRAM_PIN);
+        let running =
+            may_stay.then(|| Xdp::from_pin(pin, XdpAttachType::Interface).ok()).flatten().filter(|running| {
+                running.info().is_ok_and(|running| is_same(&running, &own) && maps.are_alike(&running, &own))
+            });
+        if running.is_some() {
+            debug!("the running program is the same, and stays");
+        }
+        Ok(Self { ebpf, running })
     }
-    make_way(&pin)?;
-    program.pin(&pin).with_context(|| format!("cannot pin {}", pin.display()))?;
-    Ok(true)
+
+    pub(super) fn get(&mut self) -> anyhow::Result<&mut Xdp> {
+        match &mut self.running {
+            Some(running) => Ok(running),
+            None => program(&mut self.ebpf),
+        }
+    }
+
+    /// Pins it, for `bpftool` and tests, in the place of an earlier one. Answers whether it was not pinned yet.
+    pub(super) fn pin(&mut self, pin_path: &Path) -> anyhow::Result<bool> {
+        let pin = pin_path.join(PROGRAM_PIN);
+        let program = self.get()?;
+        let id = program.info()?.id();
+        if ProgramInfo::from_pin(&pin).is_ok_and(|pinned| pinned.id() == id) {
+            return Ok(false);
+        }
+        make_way(&pin)?;
+        program.pin(&pin).with_context(|| format!("cannot pin {}", pin.display()))?;
+        Ok(true)
+    }
+}
+
+/// Whether two programs are the same code. What the verifier has cut out, the program's log, counts as well.
+fn is_same(one: &ProgramInfo, other: &ProgramInfo) -> bool {
+    let code = |info: &ProgramInfo| (info.tag(), info.size_translated());
+    code(one) == code(other)
 }
 
 /// The maps as what is pinned.
@@ -88,6 +133,15 @@ impl MapPins {
             Ok((pin, map, id))
         };
         Ok(Self(map::ALL.iter().map(open).collect::<anyhow::Result<_>>()?))
+    }
+
+    /// Whether two programs use the same of these maps.
+    fn are_alike(&self, one: &ProgramInfo, other: &ProgramInfo) -> bool {
+        let used = |program: &ProgramInfo| -> Option<Vec<bool>> {
+            let ids = program.map_ids().ok()??;
+            Some(self.0.iter().map(|(_, _, id)| ids.contains(id)).collect())
+        };
+        used(one).is_some_and(|one| used(other) == Some(one))
     }
 
     /// Pins those again that are not pinned any more, and answers their names.
@@ -118,7 +172,7 @@ fn make_way(pin: &Path) -> anyhow::Result<()> {
 }
 
 /// The one program in the object.
-pub(super) fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
+fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
     let program = ebpf.program_mut(PROGRAM).context("the object has no program `eipnat`")?;
     program.try_into().context("the program `eipnat` is no XDP program")
 }

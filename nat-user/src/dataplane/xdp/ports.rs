@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{anyhow, bail};
-use aya::Ebpf;
 use aya::programs::ProgramError;
 use log::warn;
 use nat_common::abi;
@@ -16,13 +15,14 @@ use super::findings::Findings;
 use super::interfaces::{self, Interface};
 use super::links::{Link, LinkPin};
 use super::maps::Maps;
-use super::{object, offloads, sysctls};
+use super::object::Program;
+use super::{offloads, sysctls};
 use crate::config::{self, KeyError};
 use crate::dataplane::{Mode, Port, Role};
 
 /// The program, and the interfaces that it is to run on.
 pub(super) struct Ports {
-    ebpf: Ebpf,
+    program: Program,
     pin_path: PathBuf,
     /// By name, since an interface that comes back has another index.
     wanted: Vec<(String, Role)>,
@@ -41,7 +41,7 @@ impl Ports {
     /// redirects to an interface whose driver knows none of it is lost without a word. If that fails, nothing is
     /// attached that was not before.
     pub(super) fn add(
-        ebpf: Ebpf,
+        program: Program,
         maps: &mut Maps,
         config: &config::Datapath,
         told: BTreeMap<u32, abi::Port>,
@@ -49,7 +49,7 @@ impl Ports {
     ) -> anyhow::Result<Self> {
         let pins = LinkPin::all(&config.pin_path)?;
         let mut ports = Self {
-            ebpf,
+            program,
             pin_path: config.pin_path.clone(),
             wanted: wanted.iter().map(|(interface, role)| (interface.name.clone(), *role)).collect(),
             mode: Mode::Native,
@@ -167,7 +167,7 @@ impl Ports {
 
     /// Pins the program.
     pub(super) fn pin_program(&mut self) -> anyhow::Result<bool> {
-        object::pin_program(&mut self.ebpf, &self.pin_path)
+        self.program.pin(&self.pin_path)
     }
 
     /// The interfaces as the daemon's users see them.
@@ -238,7 +238,7 @@ impl Ports {
 
     /// Sees to it that the program runs on an interface, and answers what was otherwise.
     fn hold(&mut self, interface: &Interface) -> anyhow::Result<Option<String>> {
-        let own = object::program(&mut self.ebpf)?.info()?.id();
+        let own = self.program.get()?.info()?.id();
         let pin = LinkPin::new(&self.pin_path, interface.index, self.mode);
         let link = match self.links.remove(&interface.index) {
             Some(link) => Some(link),
@@ -257,7 +257,7 @@ impl Ports {
         // Before it is replaced: if that fails, the earlier program goes on.
         self.links.insert(interface.index, link);
         if running != own {
-            pin.replace(object::program(&mut self.ebpf)?)?;
+            pin.replace(self.program.get()?)?;
             done = Some("another program was on its link, and is replaced".to_owned());
         }
         Ok(done)
@@ -297,7 +297,7 @@ impl Ports {
 
     fn attach(&mut self, interface: &Interface, mode: Mode) -> anyhow::Result<()> {
         let pin = LinkPin::new(&self.pin_path, interface.index, mode);
-        let program = object::program(&mut self.ebpf)?;
+        let program = self.program.get()?;
         let link = pin.attach(program).map_err(|error| match error.downcast::<ProgramError>() {
             Ok(error) => attach_error(error, &interface.name, mode),
             Err(error) => error,
