@@ -18,8 +18,8 @@ const PORT: u16 = 9899;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A socket of the protocol, bound to [`PORT`]; `None` if the kernel has no such protocol.
-fn open(namespace: &Namespace, kind: Type, protocol: IpNumber) -> Result<Option<Socket>> {
+/// A socket of the protocol, bound to a port; `None` if the kernel has no such protocol.
+fn open(namespace: &Namespace, kind: Type, protocol: IpNumber, port: u16) -> Result<Option<Socket>> {
     let socket = match namespace
         .run(|| Socket::new(Domain::IPV4, kind, Some(Protocol::from(i32::from(protocol.0)))))?
     {
@@ -36,26 +36,24 @@ fn open(namespace: &Namespace, kind: Type, protocol: IpNumber) -> Result<Option<
     };
     socket.set_read_timeout(Some(TIMEOUT))?;
     socket.set_write_timeout(Some(TIMEOUT))?;
-    // An association that is being shut down still has the port.
-    socket.set_reuse_address(true)?;
-    socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT).into())?;
+    socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port).into())?;
     Ok(Some(socket))
 }
 
 /// An association of SCTP, and bytes there and back.
-fn associate(flow: &Flow<'_>, server: &Socket, mut client: Socket) -> Result<()> {
+fn associate(flow: &Flow<'_>, port: u16, server: &Socket, mut client: Socket) -> Result<()> {
     let sent = content(100_000);
     server.listen(1)?;
     std::thread::scope(|scope| {
         let serve = scope.spawn(|| -> Result<()> {
             let (mut peer, address) = server.accept()?;
             let address = address.as_socket().context("no address")?;
-            ensure!(address == SocketAddr::from((flow.seen_sender, PORT)), "the client is {address}");
+            ensure!(address == SocketAddr::from((flow.seen_sender, port)), "the client is {address}");
             let mut got = vec![0; sent.len()];
             peer.read_exact(&mut got)?;
             Ok(peer.write_all(&got)?)
         });
-        client.connect_timeout(&SocketAddr::from((flow.target, PORT)).into(), TIMEOUT)?;
+        client.connect_timeout(&SocketAddr::from((flow.target, port)).into(), TIMEOUT)?;
         client.write_all(&sent)?;
         let mut back = vec![0; sent.len()];
         client.read_exact(&mut back)?;
@@ -92,11 +90,12 @@ fn sctp() -> Result<()> {
     // RFC 3720, appendix B.4: 32 bytes of zeros.
     assert_eq!(crc32c(&[0; 32]), [0xaa, 0x36, 0x91, 0x8a]);
     Bed::run(Setup::default(), |bed| {
-        for flow in &bed.flows() {
-            let server = open(flow.to, Type::STREAM, IpNumber::SCTP)?;
-            let client = open(flow.from, Type::STREAM, IpNumber::SCTP)?;
+        // Two hosts have one association at a time between the same ports, and it takes its time to end.
+        for (port, flow) in (PORT..).zip(&bed.flows()) {
+            let server = open(flow.to, Type::STREAM, IpNumber::SCTP, port)?;
+            let client = open(flow.from, Type::STREAM, IpNumber::SCTP, port)?;
             match server.zip(client) {
-                Some((server, client)) => associate(flow, &server, client),
+                Some((server, client)) => associate(flow, port, &server, client),
                 None => exchange_raw(flow, init),
             }
             .with_context(|| format!("from {} to {}", flow.from.name(), flow.target))?;
@@ -160,8 +159,8 @@ fn accepted(server: &UdpSocket) -> Result<Vec<Vec<u8>>> {
 fn udp_lite_with_any_coverage() -> Result<()> {
     Bed::run(Setup::default(), |bed| {
         for flow in &bed.flows() {
-            let server = open(flow.to, Type::DGRAM, IpNumber::UDP_LITE)?.map(UdpSocket::from);
-            let client = open(flow.from, Type::DGRAM, IpNumber::UDP_LITE)?.map(UdpSocket::from);
+            let server = open(flow.to, Type::DGRAM, IpNumber::UDP_LITE, PORT)?.map(UdpSocket::from);
+            let client = open(flow.from, Type::DGRAM, IpNumber::UDP_LITE, PORT)?.map(UdpSocket::from);
             let crossed = || -> Result<()> {
                 if let Some((server, client)) = server.as_ref().zip(client.as_ref()) {
                     answered(flow, server, client)?;
