@@ -1,6 +1,6 @@
 //! The control plane in one piece: a command goes through the model, the store and the datapath, in this order.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -10,7 +10,7 @@ use log::{error, info, warn};
 use nat_common::abi::Meter;
 
 use crate::config::KeyError;
-use crate::dataplane::{Dataplane, Mended, Port, Verdicts};
+use crate::dataplane::{Binding, Dataplane, Half, Mended, Port, Verdicts};
 use crate::model::{Carried, Change, Closing, Command, Eip, ImportError, Line, Model, Refusal, Subject};
 use crate::reconcile;
 use crate::store::Store;
@@ -20,6 +20,9 @@ const COMPARISON_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Of so many bindings that a comparison takes long, it takes one part in so many of the time.
 const COMPARISON_SHARE: u32 = 20;
+
+/// How many waiting VMs get their public IP before others have a turn.
+const SERVED_AT_ONCE: u32 = 16;
 
 /// Desired and actual state, and what keeps them the same.
 pub struct Control {
@@ -64,6 +67,7 @@ impl Control {
                         restore FILE`, or run `eipnat unload` to begin with nothing";
             return Err(KeyError::new("store.path", what).into());
         }
+        reset_foreign_meters(&mut *dataplane, &store)?;
         let steps = reconcile::everything(&mut *dataplane, store.model().bindings())?;
         if !steps.is_empty() {
             info!("the datapath differed from the desired state: {} steps to mend it", steps.len());
@@ -77,7 +81,10 @@ impl Control {
             repairs: 0,
             next_comparison: Instant::now(),
         };
-        control.close_meters()?;
+        if let Err(error) = control.close_meters() {
+            // A full disk is no reason not to forward; it is tried again.
+            warn!("{error:#}");
+        }
         control.mend();
         Ok(control)
     }
@@ -144,7 +151,8 @@ impl Control {
 
     /// Gives public IPs to VMs that wait for one, as far as there are any.
     fn serve_waiting(&mut self, now: SystemTime) {
-        while let Some(change) = self.model().plan_waiting(now) {
+        for _ in 0..SERVED_AT_ONCE {
+            let Some(change) = self.model().plan_waiting(now) else { return };
             if let Err(error) = self.carry_out(change) {
                 return warn!("a VM goes on waiting for its public IP: {error}");
             }
@@ -304,6 +312,19 @@ impl Control {
         });
         self.fault.clone().map_or(Ok(()), Err)
     }
+}
+
+/// Sets the meters to zero that have counted for another binding than the store says, or for none: after a restore.
+fn reset_foreign_meters(dataplane: &mut dyn Dataplane, store: &Store) -> anyhow::Result<()> {
+    let standing: HashSet<Binding> = dataplane
+        .halves()?
+        .into_iter()
+        .map(|(Half::Inbound(binding) | Half::Outbound(binding))| binding)
+        .collect();
+    for binding in store.model().bindings().filter(|binding| !standing.contains(binding)) {
+        dataplane.reset_meter(binding.meter)?;
+    }
+    Ok(())
 }
 
 /// Runs `work` on the control plane, on a thread that may block.

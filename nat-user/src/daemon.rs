@@ -16,7 +16,7 @@ use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::api::socket::Claim;
 use crate::api::{self, server};
@@ -108,18 +108,35 @@ pub async fn serve(
     let api = sockets.api.listen()?;
     announce(config, &sockets)?;
 
+    let in_charge = Arc::clone(&control);
     let (stop, stopping) = watch::channel(());
     let stopped = || {
         let mut stopping = stopping.clone();
         async move { while stopping.changed().await.is_ok() {} }
     };
     tokio::join!(
-        server::serve(api, api::router(Arc::clone(&control), config.api.rate), stopped()),
-        server::serve(sockets.metrics, metrics::router(Arc::clone(&control)), stopped()),
+        server::serve(
+            api,
+            api::router(Arc::clone(&control), config.api.rate),
+            api::MAX_CONNECTION,
+            stopped()
+        ),
+        server::serve(
+            sockets.metrics,
+            metrics::router(Arc::clone(&control)),
+            metrics::MAX_CONNECTION,
+            stopped()
+        ),
         keep_ticking(control, stopped()),
         async {
-            notify(NotifyState::Ready);
-            shutdown.await;
+            tokio::pin!(shutdown);
+            tokio::select! {
+                () = ready(&in_charge) => {
+                    notify(NotifyState::Ready);
+                    (&mut shutdown).await;
+                }
+                () = &mut shutdown => {}
+            }
             info!("ending; the datapath goes on forwarding");
             notify(NotifyState::Stopping);
             drop(stop);
@@ -137,6 +154,16 @@ fn announce(config: &Config, sockets: &Sockets) -> anyhow::Result<()> {
         sockets.metrics_address()?,
     );
     Ok(())
+}
+
+/// Returns when every binding forwards.
+async fn ready(control: &Shared) {
+    while control::call(control, |control| control.problems())
+        .await
+        .is_ok_and(|problems| !problems.is_empty())
+    {
+        sleep(Duration::from_millis(200)).await;
+    }
 }
 
 /// Tells the service manager, where there is one.

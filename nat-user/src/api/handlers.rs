@@ -226,7 +226,14 @@ pub(super) async fn create_vm(
     responses((status = OK, body = types::Vm), (status = "default", body = types::Failure))
 )]
 pub(super) async fn destroy_vm(State(control): State<Shared>, name: VmName) -> Answer<types::Vm> {
-    vm_command(&control, Command::DestroyVm(name?.0)).await
+    let Path(name) = name?;
+    let destroy = move |control: &mut Control| {
+        let model = control.model();
+        let as_it_was = model.vm(&name).map(|vm| types::Vm::of(model, vm))?;
+        control.execute(&Command::DestroyVm(name), SystemTime::now())?;
+        Ok::<types::Vm, control::Error>(as_it_was)
+    };
+    Ok(Json(control::call(&control, destroy).await??))
 }
 
 /// A copy of the store, as a database of SQLite.

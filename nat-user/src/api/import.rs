@@ -10,8 +10,10 @@ pub(super) fn parse(text: &[u8]) -> Result<Vec<Line>, String> {
     let mut lines = Vec::new();
     for (number, text) in (1..).zip(text.split(|byte| *byte == b'\n')) {
         let failed = |what: String| format!("line {number}: {what}; nothing was imported");
-        let text = str::from_utf8(text).map_err(|error| failed(error.to_string()))?.trim();
-        if !text.is_empty() && !text.starts_with('#') {
+        let text = str::from_utf8(text).map_err(|error| failed(error.to_string()))?;
+        // What follows a `#` is a comment.
+        let text = text.split('#').next().unwrap_or_default().trim();
+        if !text.is_empty() {
             lines.push(line(number, text).map_err(failed)?);
         }
     }
@@ -38,7 +40,7 @@ mod tests {
     #[test]
     fn lines_comments_and_mistakes() {
         let good =
-            b"# a comment\n203.0.113.1,10.0.0.1\n\n 203.0.113.2 , 10.0.0.2 , acme\r\n203.0.113.3,10.0.0.3,\n";
+            b"# a comment\n203.0.113.1,10.0.0.1\n\n 203.0.113.2 , 10.0.0.2 , acme\r\n203.0.113.3,10.0.0.3, # web\n";
         let lines = parse(good).unwrap();
         let seen: Vec<_> =
             lines.iter().map(|line| (line.number, line.eip.octets()[3], line.account.is_some())).collect();

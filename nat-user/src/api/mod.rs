@@ -13,6 +13,7 @@ pub mod types;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection};
 use axum::extract::{DefaultBodyLimit, Request};
@@ -22,6 +23,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use governor::{Quota, RateLimiter};
+use tokio::time::timeout;
 use utoipa::OpenApi as _;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
@@ -35,6 +37,16 @@ const MAX_BODY: usize = 16 * 1024;
 
 /// Largest import, in bytes: a million lines and more.
 const MAX_IMPORT: usize = 128 * 1024 * 1024;
+
+/// How long a request may take to arrive and to be answered.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Requests that carry a whole state, and how long these may take.
+const LONG: [&str; 2] = ["/v1/import", "/v1/store"];
+const LONG_PATIENCE: Duration = Duration::from_mins(15);
+
+/// How long a connection may last.
+pub const MAX_CONNECTION: Duration = Duration::from_mins(16);
 
 /// The API over a control plane, for at most `rate` requests a second: each takes the one lock of the control plane, and
 /// many the disk. After a pause, as many are answered at once.
@@ -51,10 +63,12 @@ pub fn router(control: Shared, rate: NonZeroU32) -> Router {
         .layer(middleware::from_fn(move |request: Request, next: Next| {
             let limiter = Arc::clone(&limiter);
             async move {
-                match limiter.check() {
-                    Ok(()) => next.run(request).await,
-                    Err(_) => too_many(rate).into_response(),
+                if limiter.check().is_err() {
+                    return too_many(rate).into_response();
                 }
+                let patience = if LONG.contains(&request.uri().path()) { LONG_PATIENCE } else { PATIENCE };
+                let answer = timeout(patience, next.run(request)).await;
+                answer.unwrap_or_else(|_| too_slow(patience).into_response())
             }
         }))
         .with_state(control)
@@ -70,8 +84,8 @@ fn routes() -> OpenApiRouter<Shared> {
     #[derive(utoipa::OpenApi)]
     #[openapi(info(
         title = "eipnat",
-        description = "Elastic IPs by stateless 1:1 NAT: the daemon's API, over its Unix socket. What PUT and DELETE ask \
-                       for can be asked for again: it is done once. Every refusal is one line that says what to do."
+        description = "Elastic IPs by stateless 1:1 NAT: the daemon's API, over its Unix socket. A PUT, and the DELETE of \
+                       a target, can be asked for again: it is done once. Every refusal is one line that says what to do."
     ))]
     struct Document;
 
@@ -87,6 +101,11 @@ fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(handlers::vms))
         .routes(routes!(handlers::show_vm, handlers::create_vm, handlers::destroy_vm))
         .routes(routes!(handlers::backup))
+}
+
+fn too_slow(patience: Duration) -> ApiError {
+    let what = format!("the request did not arrive, or was not answered, within {} s", patience.as_secs());
+    ApiError(StatusCode::REQUEST_TIMEOUT, what)
 }
 
 fn too_many(rate: NonZeroU32) -> ApiError {

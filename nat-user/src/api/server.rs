@@ -16,9 +16,6 @@ use tokio::time::timeout;
 /// Most connections at one time; more wait in the kernel's backlog.
 const MAX_CONNECTIONS: u32 = 64;
 
-/// A connection carries one request and its answer within this time.
-const MAX_DURATION: Duration = Duration::from_secs(30);
-
 /// A connection that has not sent its request's head by then is cut: those who send nothing lock nobody out for long.
 const MAX_HEAD_DURATION: Duration = Duration::from_secs(5);
 
@@ -26,7 +23,13 @@ const MAX_HEAD_DURATION: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Serves `router` on `listener` until `shutdown`, then lets the requests that are under way finish.
-pub async fn serve<L: Listener>(mut listener: L, router: Router, shutdown: impl Future<Output = ()>) {
+/// A connection carries one request and its answer, within `limit`.
+pub async fn serve<L: Listener>(
+    mut listener: L,
+    router: Router,
+    limit: Duration,
+    shutdown: impl Future<Output = ()>,
+) {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS as usize));
     let accept_all = async {
         while let Ok(place) = Arc::clone(&room).acquire_owned().await {
@@ -35,10 +38,10 @@ pub async fn serve<L: Listener>(mut listener: L, router: Router, shutdown: impl 
             tokio::spawn(async move {
                 let mut http = http1::Builder::new();
                 http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(MAX_HEAD_DURATION);
-                match timeout(MAX_DURATION, http.serve_connection(TokioIo::new(io), service)).await {
+                match timeout(limit, http.serve_connection(TokioIo::new(io), service)).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => debug!("a connection broke: {error}"),
-                    Err(_) => debug!("a connection took longer than {MAX_DURATION:?}"),
+                    Err(_) => debug!("a connection took longer than {limit:?}"),
                 }
                 drop(place);
             });

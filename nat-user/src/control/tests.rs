@@ -196,3 +196,55 @@ fn what_the_datapath_stands_on_is_mended_and_counted() {
     control.repair();
     assert_eq!((control.problems(), control.repairs()), (vec![], 1));
 }
+
+#[test]
+fn a_big_import_is_carried_out_at_once() {
+    const LINES: u32 = 100_000;
+    let dataplane = MemoryDataplane::new(LINES);
+    let pool = PoolSpec {
+        name: Name::default_one(),
+        cidrs: vec!["203.0.0.0/15".parse().unwrap()],
+        reserve: [].into(),
+        reuse_delay: Duration::ZERO,
+    };
+    let spec = Spec { pools: vec![pool], ..Spec::default() };
+    let store = Store::in_memory(spec, LINES).unwrap();
+    let mut control = Control::start(store, Box::new(dataplane.clone())).unwrap();
+    let lines: Vec<Line> = (0..LINES)
+        .map(|number| Line {
+            number: number.into(),
+            eip: (u32::from_be_bytes([203, 0, 0, 0]) + number).into(),
+            private_ip: (u32::from_be_bytes([10, 0, 0, 1]) + number).into(),
+            account: None,
+        })
+        .collect();
+    let said = control.import(&lines, SystemTime::UNIX_EPOCH).unwrap();
+    assert_eq!(said, "100000 of 100000 EIPs imported");
+    assert_eq!(dataplane.state().inbound.len(), LINES as usize);
+}
+
+#[test]
+fn after_a_restore_nobody_is_billed_for_anothers_traffic() {
+    let dataplane = MemoryDataplane::new(4);
+    let mut control = start(&dataplane);
+    execute(&mut control, &ALLOCATE).unwrap();
+    execute(&mut control, &ATTACH).unwrap();
+    // What the datapath has is of a later revision: another EIP has taken the meter over.
+    {
+        let mut state = dataplane.state();
+        state.inbound.clear();
+        state.outbound.clear();
+        let other = Binding { public_ip: Ipv4Addr::new(203, 0, 113, 9), ..BINDING };
+        state.inbound.insert(other.public_ip, other);
+        state.outbound.insert((0, VM), other);
+        state.meters[0].in_bytes = 10_000_000;
+    }
+    let Control { store, .. } = control;
+    let control = Control::start(store, Box::new(dataplane.clone())).unwrap();
+    assert_eq!(control.carried(EIP).unwrap(), Carried::default());
+    // And what stands as it should goes on counting.
+    dataplane.state().meters[0].in_bytes = 7;
+    let Control { store, .. } = control;
+    let control = Control::start(store, Box::new(dataplane)).unwrap();
+    assert_eq!(control.carried(EIP).unwrap().in_bytes, 7);
+}

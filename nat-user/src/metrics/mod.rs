@@ -1,5 +1,7 @@
 //! `/metrics` for Prometheus. Nothing is collected between scrapes: each one reads the datapath.
 
+use std::time::Duration;
+
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -10,6 +12,9 @@ use prometheus::{Encoder, TextEncoder};
 
 use crate::api::types::Stats;
 use crate::control::{self, Control, Shared};
+
+/// How long a scrape may take.
+pub const MAX_CONNECTION: Duration = Duration::from_secs(30);
 
 /// The metrics of a control plane.
 pub fn router(control: Shared) -> Router {

@@ -112,9 +112,12 @@ impl Pool {
 
     /// Keeps an address that was given back until its time has come.
     pub(super) fn keep(&mut self, address: Ipv4Addr, free_at: SystemTime) {
-        self.returned.insert(address, free_at);
-        self.queue.insert((free_at, address));
-        self.skip_touched();
+        // One that the configuration reserves now is not handed out, whatever was before.
+        if !self.spec.reserve.contains(&address) {
+            self.returned.insert(address, free_at);
+            self.queue.insert((free_at, address));
+            self.skip_touched();
+        }
     }
 
     /// Forgets that an address was given back.
@@ -221,6 +224,14 @@ mod tests {
         assert_eq!(take_next(&mut pool, at(0)).unwrap(), "203.0.113.3");
         assert!(pool.next(at(59)).is_err());
         assert_eq!(take_next(&mut pool, at(60)).unwrap(), "203.0.113.2");
+    }
+
+    #[test]
+    fn what_was_given_back_and_is_reserved_now_is_not_handed_out() {
+        let mut pool = pool(&["203.0.113.0/31"], &["203.0.113.0"]);
+        pool.keep([203, 0, 113, 0].into(), at(0));
+        assert_eq!(take_next(&mut pool, at(100)).unwrap(), "203.0.113.1");
+        assert_eq!(take_next(&mut pool, at(100)), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What the desired state is made of, and what a command changes of it.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::SystemTime;
@@ -223,11 +224,9 @@ impl Change {
 
     /// The meters that come into use.
     pub fn new_meters(&self) -> impl Iterator<Item = u32> {
-        self.bindings().1.map(|binding| binding.meter).filter(|meter| {
-            self.edits.iter().all(|edit| {
-                edit.before.as_ref().and_then(Record::binding).is_none_or(|before| before.meter != *meter)
-            })
-        })
+        let (before, after) = self.bindings();
+        let before: HashSet<u32> = before.map(|binding| binding.meter).collect();
+        after.map(|binding| binding.meter).filter(move |meter| !before.contains(meter))
     }
 
     /// The bindings that it concerns: what was bound, and what is to be.

@@ -32,6 +32,35 @@ pub(super) fn prepare(directory: &Path, database: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Makes a new database: whole, or not there.
+pub(super) fn create(database: &Path) -> anyhow::Result<()> {
+    let part = with_suffix(database, ".new");
+    for suffix in ["", "-journal"] {
+        remove_if_there(&with_suffix(&part, suffix))?;
+    }
+    let make = || -> anyhow::Result<()> {
+        let mut connection = Connection::open(&part)?;
+        connection.pragma_update(None, "synchronous", "EXTRA")?;
+        schema::prepare(&mut connection)?;
+        drop(connection);
+        fs::rename(&part, database)?;
+        Ok(File::open(parent(database))?.sync_all()?)
+    };
+    make().inspect_err(|_| {
+        // What failed is what has to be told.
+        let _ = fs::remove_file(&part);
+    })
+}
+
+fn remove_if_there(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Writes a copy of the database to a new file; it is whole or not there.
 ///
 /// # Errors
@@ -54,24 +83,26 @@ pub fn restore(directory: &Path, backup: &Path) -> anyhow::Result<(Option<PathBu
     let revision = check(backup)?;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     let old = if database.exists() {
-        let _lock = lock(&database)?;
+        let lock = lock(&database)?;
         let old = unused(&database.with_extension("db.old"));
-        // The journal belongs to the old one, and would be applied to the new one.
+        // The old one keeps its name until the new one takes it, so that there is one at every instant.
         for suffix in ["", "-journal"] {
-            let (from, to) = (with_suffix(&database, suffix), with_suffix(&old, suffix));
-            match fs::rename(&from, &to) {
+            match fs::hard_link(with_suffix(&database, suffix), with_suffix(&old, suffix)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("cannot move {}", from.display()));
+                    return Err(error).with_context(|| format!("cannot keep {}", database.display()));
                 }
                 _ => {}
             }
         }
-        Some(old)
+        Some((old, lock))
     } else {
         None
     };
-    write_whole(&database, &bytes)?;
-    Ok((old, revision))
+    let part = write_part(&database, &bytes)?;
+    // The journal belongs to the old one, and would be applied to the new one.
+    remove_if_there(&with_suffix(&database, "-journal"))?;
+    put(&part, &database)?;
+    Ok((old.map(|(old, _)| old), revision))
 }
 
 /// Reads a backup, and answers its revision.
@@ -121,23 +152,38 @@ fn unused(path: &Path) -> PathBuf {
 
 /// Writes a file for root alone, so that it is there whole or not at all, also after a power cut.
 fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    put(&write_part(path, bytes)?, path)
+}
+
+/// Writes a file under another name.
+fn write_part(path: &Path, bytes: &[u8]) -> anyhow::Result<PathBuf> {
     let part = with_suffix(path, ".part");
     let write = || -> std::io::Result<()> {
         let mut file =
             fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
         file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&part, path)?;
-        File::open(directory)?.sync_all()
+        file.sync_all()
     };
-    write()
-        .inspect_err(|_| {
-            // What failed is what has to be told.
-            let _ = fs::remove_file(&part);
-        })
-        .with_context(|| format!("cannot write {}", path.display()))
+    let written = write().inspect_err(|_| {
+        // What failed is what has to be told.
+        let _ = fs::remove_file(&part);
+    });
+    written.with_context(|| format!("cannot write {}", part.display()))?;
+    Ok(part)
+}
+
+/// Gives a file its name.
+fn put(part: &Path, path: &Path) -> anyhow::Result<()> {
+    let put = || -> std::io::Result<()> {
+        fs::rename(part, path)?;
+        File::open(parent(path))?.sync_all()
+    };
+    put().with_context(|| format!("cannot put {} in its place", path.display()))
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
 }

@@ -19,7 +19,7 @@ use rusqlite::{Connection, MAIN_DB, OptionalExtension as _, params};
 use self::digest::Digest;
 pub use self::files::{restore, write_backup};
 use crate::config::KeyError;
-use crate::model::{Change, Model, Record, Spec};
+use crate::model::{Change, Model, Record, SPARE_METERS, Spec};
 
 /// The database's name in the directory of the configuration.
 pub(crate) const FILE: &str = "eipnat.db";
@@ -41,6 +41,9 @@ impl Store {
     pub fn open(directory: &Path, spec: Spec, capacity: u32) -> anyhow::Result<Self> {
         let path = directory.join(FILE);
         files::prepare(directory, &path)?;
+        if !path.exists() {
+            files::create(&path).map_err(|error| explained(&path, error))?;
+        }
         let open = || {
             let connection = Connection::open(&path)?;
             Self::load(connection, spec, capacity)
@@ -76,6 +79,7 @@ impl Store {
                 if schema::text(&record) != value {
                     outdated.push((record.clone(), value));
                 }
+                check_meter(&record, capacity)?;
                 model.insert(record).map_err(|what| anyhow!(Damage(what)))?;
             }
         }
@@ -164,8 +168,15 @@ impl Store {
             }
         }
         let sum = digest.with_revision(revision);
-        transaction
-            .execute("UPDATE head SET revision = ?1, digest = ?2", params![revision.cast_signed(), sum])?;
+        // An earlier commit that seemed to fail may stand all the same: then this one must not.
+        let old = self.digest.with_revision(self.revision);
+        let changed = transaction.execute(
+            "UPDATE head SET revision = ?1, digest = ?2 WHERE digest = ?3",
+            params![revision.cast_signed(), sum, old],
+        )?;
+        if changed != 1 {
+            return Err(rusqlite::Error::StatementChangedRows(changed));
+        }
         transaction.commit()?;
         Ok((revision, digest))
     }
@@ -183,6 +194,22 @@ impl Store {
     #[must_use]
     pub fn path(&self) -> Option<PathBuf> {
         self.connection.path().filter(|path| !path.is_empty()).map(PathBuf::from)
+    }
+}
+
+/// A record's meter must be one that the datapath has.
+fn check_meter(record: &Record, capacity: u32) -> anyhow::Result<()> {
+    let meter = match record {
+        Record::Closing(closing) => Some(closing.meter),
+        other => other.binding().map(|binding| binding.meter),
+    };
+    match meter.filter(|meter| *meter >= capacity.saturating_add(SPARE_METERS)) {
+        None => Ok(()),
+        Some(meter) => {
+            let least = meter - SPARE_METERS + 1;
+            let what = format!("{capacity} is too few for the bindings in the store; write at least {least}");
+            Err(KeyError::new("datapath.max_bindings", what).into())
+        }
     }
 }
 
@@ -210,6 +237,9 @@ fn explained(path: &Path, error: anyhow::Error) -> anyhow::Error {
     let what = match code {
         Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
             format!("another daemon has {at} open; end it, or name another directory")
+        }
+        Some(rusqlite::ErrorCode::DiskFull) => {
+            format!("the disk of {at} is full; make room, and start again")
         }
         Some(rusqlite::ErrorCode::CannotOpen | rusqlite::ErrorCode::PermissionDenied) => {
             format!("{at} cannot be opened ({error:#}); name a directory that root can write to")

@@ -43,7 +43,12 @@ pub(super) fn prepare(connection: &mut Connection) -> anyhow::Result<()> {
 fn version(connection: &Connection) -> anyhow::Result<usize> {
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let application: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
-    if (version != 0) != (application == APPLICATION) {
+    let is_empty = || {
+        let tables =
+            connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0));
+        tables.is_ok_and(|tables| tables == 0)
+    };
+    if (version != 0) != (application == APPLICATION) || version == 0 && !is_empty() {
         return Err(KeyError::new(
             "store.path",
             format!("{} there is another program's database; name another directory", super::FILE),
@@ -87,6 +92,9 @@ pub(super) fn parse(kind: &str, value: &str) -> anyhow::Result<Record> {
 
 /// Reads a whole database, to see whether it is one.
 pub(super) fn check(connection: Connection) -> anyhow::Result<u64> {
+    if version(&connection)? == 0 {
+        anyhow::bail!("it is empty");
+    }
     let store = super::Store::load(connection, Spec::default(), u32::MAX)?;
     Ok(store.revision())
 }

@@ -165,3 +165,45 @@ fn what_is_restored_is_what_was_backed_up() {
     assert!(error.contains("is no whole backup"), "{error}");
     assert_eq!(state(&open(&store).unwrap()), before);
 }
+
+#[test]
+fn a_restore_that_fails_leaves_the_store_and_takes_no_other_database() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, backup) = (directory.path().join("store"), directory.path().join("backup"));
+    let mut running = filled(&store);
+    let before = state(&running);
+    write_backup(&backup, &running.backup().unwrap()).unwrap();
+    drop(running);
+    // Nothing can be written where the new one has to be first.
+    fs::create_dir(store.join("eipnat.db.part")).unwrap();
+    assert!(restore(&store, &backup).is_err());
+    assert_eq!(state(&open(&store).unwrap()), before);
+
+    let foreign = directory.path().join("foreign");
+    Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();
+    let error = restore(&store, &foreign).unwrap_err().to_string();
+    assert!(error.contains("is no whole backup"), "{error}");
+    fs::copy(&foreign, store.join(FILE)).unwrap();
+    let error = open(&store).unwrap_err().to_string();
+    assert!(error.contains("another program's database"), "{error}");
+}
+
+#[test]
+fn too_little_room_is_no_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = Store::open(directory.path(), spec(), 200).unwrap();
+    let lines: Vec<crate::model::Line> = (0..100_u8)
+        .map(|number| crate::model::Line {
+            number: number.into(),
+            eip: [203, 0, 113, number].into(),
+            private_ip: [10, 0, 0, number].into(),
+            account: None,
+        })
+        .collect();
+    let change = store.model().plan_import(&lines, NOW).unwrap();
+    store.commit(change).unwrap();
+    drop(store);
+    let error = Store::open(directory.path(), spec(), 16).unwrap_err().to_string();
+    assert!(error.starts_with("datapath.max_bindings: 16 is too few"), "{error}");
+    Store::open(directory.path(), spec(), 100).unwrap();
+}

@@ -20,6 +20,7 @@ use anyhow::{Context as _, bail};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use bytemuck::{Pod, Zeroable as _};
 use nat_common::abi::{self, ABI_VERSION, Addr, Meter, Node, map};
+use nat_common::verdict::Counter;
 
 use super::{bpffs, object};
 
@@ -84,7 +85,8 @@ impl Generation {
         };
         Ok(self.node.abi_version == ABI_VERSION
             && has_room(map::INBOUND, max_bindings)?
-            && has_room(map::METERS, object::meters(max_bindings))?)
+            && has_room(map::METERS, object::meters(max_bindings))?
+            && has_room(map::COUNTERS, Counter::COUNT)?)
     }
 
     /// How many bindings stand in it.
