@@ -24,10 +24,10 @@ impl Disk {
         match event {
             Event::Said(_) => {}
             Event::Sync { file } => {
-                // An empty name is the directory: with it what was removed is gone.
+                // An empty name is the directory: with it what was removed is gone, and names are what they are.
                 let (done, rest) =
                     std::mem::take(&mut self.pending).into_iter().partition(|event| match event {
-                        Event::Remove { .. } => file.is_empty(),
+                        Event::Remove { .. } | Event::Rename { .. } => file.is_empty(),
                         Event::Write { file: other, .. } | Event::Truncate { file: other, .. } => {
                             other == file
                         }
@@ -85,6 +85,11 @@ fn carry_out(
             files.entry(file.clone()).or_default().resize(length, 0);
         }
         Event::Remove { file } => drop(files.remove(file)),
+        Event::Rename { from, to } => {
+            if let Some(content) = files.remove(from) {
+                files.insert(to.clone(), content);
+            }
+        }
         Event::Sync { .. } | Event::Said(_) => {}
     }
 }

@@ -33,6 +33,13 @@ pub enum Event {
         /// The file's name.
         file: String,
     },
+    /// A file got another name.
+    Rename {
+        /// The old one.
+        from: String,
+        /// The new one.
+        to: String,
+    },
     /// A line was written to stdout.
     Said(String),
 }
@@ -73,6 +80,11 @@ fn event(
         anyhow::Ok(path.strip_prefix(directory).map(|name| name.trim_start_matches('/').to_owned()))
     };
     let parts: Vec<&str> = arguments.split(", ").collect();
+    if name == "rename" {
+        let [from, to] = parts[..] else { bail!("not two paths") };
+        let renamed = in_directory(from)?.zip(in_directory(to)?);
+        return Ok(renamed.map(|(from, to)| Event::Rename { from, to }));
+    }
     if name == "openat" || name == "unlink" {
         let path = *parts.get(usize::from(name == "openat")).context("no path")?;
         let Some(file) = in_directory(path)? else { return Ok(None) };
