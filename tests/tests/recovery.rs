@@ -21,7 +21,12 @@ fn refused_start(lab: &Lab, config: &Config) -> Result<String> {
 fn an_interface_that_is_gone_stops_neither_the_next_start_nor_unload() -> Result<()> {
     let lab = Lab::new(Topology::TwoArmed)?;
     let mut daemon = Daemon::start(&lab, &eipnat_binary()?, Config::of(&lab))?;
-    lab.node.ip(&["link del dn0", "link add dn1 type veth peer name vm9", "link set dn1 up"])?;
+    lab.node.ip(&[
+        "link del dn0",
+        "link add dn1 type veth peer name vm9",
+        "link set dn1 up",
+        "link set vm9 up",
+    ])?;
     daemon.stop()?;
     let mut config = Config::of(&lab);
     config.downlinks = vec!["dn1".into()];
