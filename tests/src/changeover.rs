@@ -7,18 +7,17 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use nat_user::config::{Datapath, Mode};
 use nat_user::dataplane::xdp::XdpDataplane;
 use nat_user::dataplane::{Binding, Dataplane};
-use nat_user::model::PoolSpec;
 use nat_user::reconcile;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::lab::{EIP1, EIP2, Lab, POOL, VM1, VM2, beside_this_program};
+use crate::lab::{EIP1, EIP2, Lab, POOL, VM1, VM2, beside_this_program, datapath, default_pool};
 
 /// The bindings of the lab.
 const BINDINGS: [(Ipv4Addr, Ipv4Addr); 2] = [(EIP1, VM1), (EIP2, VM2)];
@@ -49,21 +48,8 @@ pub fn main() -> ExitCode {
 }
 
 fn change_over(arguments: Arguments) -> Result<Value> {
-    let config = Datapath {
-        uplinks: vec!["up0".into()],
-        downlinks: vec!["dn0".into()],
-        mode: Mode::Native,
-        max_bindings: arguments.max_bindings,
-        pin_path: arguments.pin_path,
-        public_ip: None,
-        replace_program: false,
-    };
-    let pool = PoolSpec {
-        name: "default".parse()?,
-        cidrs: vec![POOL.parse()?],
-        reserve: [].into(),
-        reuse_delay: std::time::Duration::ZERO,
-    };
+    let config = datapath(arguments.pin_path, arguments.max_bindings);
+    let pool = default_pool(POOL, Duration::ZERO)?;
     let mut dataplane = XdpDataplane::start(&config, &[pool])?;
     let bindings = (0..).zip(BINDINGS).map(|(meter, (public_ip, private_ip))| Binding {
         public_ip,

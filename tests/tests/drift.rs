@@ -13,9 +13,10 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya_obj::programs::XdpAttachType;
 use nat_common::abi::{Inbound, Outbound, OutboundKey};
-use nat_user::config::{Datapath, Mode};
 use nat_user::dataplane::xdp::XdpDataplane;
-use tests::lab::{Bed, Config, Daemon, EIP1, INTERNET, Lab, Setup, Topology, VM1, eipnat_binary, ping, pins};
+use tests::lab::{
+    Bed, Config, Daemon, EIP1, INTERNET, Lab, Setup, Topology, VM1, datapath, eipnat_binary, ping, pins,
+};
 
 /// How long the daemon may take to see and mend a change.
 const IN_TIME: Duration = Duration::from_secs(5);
@@ -367,15 +368,7 @@ fn a_start_that_is_not_finished_is_undone() -> Result<()> {
     let bpffs = lab.file("bpffs");
     fs::create_dir(&bpffs)?;
     rustix::mount::mount("bpf", &bpffs, "bpf", rustix::mount::MountFlags::empty(), None)?;
-    let config = Datapath {
-        uplinks: vec!["up0".into()],
-        downlinks: vec!["dn0".into()],
-        mode: Mode::Native,
-        max_bindings: 16,
-        pin_path: bpffs.join("some/where/eipnat"),
-        public_ip: None,
-        replace_program: false,
-    };
+    let config = datapath(bpffs.join("some/where/eipnat"), 16);
     let dataplane = lab.node.run(|| XdpDataplane::start(&config, &[]))??;
     assert_eq!(lab.programs()?.len(), 2);
     lab.node.run(|| drop(dataplane))?;

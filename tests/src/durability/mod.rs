@@ -9,8 +9,10 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
-use nat_user::model::{Command, Name, PoolSpec, Spec, Target};
+use nat_user::model::{Command, Name, Spec, Target};
 use nat_user::store::Store;
+
+use crate::lab::default_pool;
 
 pub use disk::Disk;
 pub use trace::{Event, read_trace};
@@ -23,12 +25,7 @@ const CAPACITY: u32 = 64;
 /// # Errors
 /// As [`Store::open`].
 pub fn open(directory: &Path) -> Result<Store> {
-    let pool = PoolSpec {
-        name: Name::default_one(),
-        cidrs: vec!["203.0.113.0/27".parse()?],
-        reserve: [].into(),
-        reuse_delay: Duration::from_secs(3),
-    };
+    let pool = default_pool("203.0.113.0/27", Duration::from_secs(3))?;
     Store::open(directory, Spec { pools: vec![pool], ..Spec::default() }, CAPACITY)
 }
 

@@ -8,10 +8,12 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use nat_user::config::{Datapath, Mode};
+use nat_user::model::{Name, PoolSpec};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::{Lab, Namespace, Process};
+use super::{Lab, Namespace, Process, Topology};
 
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
@@ -94,6 +96,29 @@ reuse_delay = "60s"
             super::POOL,
         )
     }
+}
+
+/// The two-armed node's datapath, for tests without a daemon.
+#[must_use]
+pub fn datapath(pin_path: PathBuf, max_bindings: u32) -> Datapath {
+    let (uplink, downlink) = Topology::TwoArmed.ports();
+    Datapath {
+        uplinks: vec![uplink.into()],
+        downlinks: vec![downlink.into()],
+        mode: Mode::Native,
+        max_bindings,
+        pin_path,
+        public_ip: None,
+        replace_program: false,
+    }
+}
+
+/// The pool `default` of one CIDR, for tests without a daemon.
+///
+/// # Errors
+/// When it is no CIDR.
+pub fn default_pool(cidr: &str, reuse_delay: Duration) -> Result<PoolSpec> {
+    Ok(PoolSpec { name: Name::default_one(), cidrs: vec![cidr.parse()?], reserve: [].into(), reuse_delay })
 }
 
 /// What one EIP has carried, from `/metrics`.

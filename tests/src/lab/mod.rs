@@ -24,7 +24,10 @@ use anyhow::{Context, Result};
 pub use bed::{Bed, Setup, pins};
 pub use capture::{Capture, Packet};
 pub use chain::{Chain, INNER_ROUTER, Side};
-pub use daemon::{Config, Daemon, METRICS, Meter, beside_this_program, eipnat_binary, refused, run_eipnat};
+pub use daemon::{
+    Config, Daemon, METRICS, Meter, beside_this_program, datapath, default_pool, eipnat_binary, refused,
+    run_eipnat,
+};
 pub use namespace::Namespace;
 pub use process::Process;
 pub use raw::{Flow, exchange_raw};
