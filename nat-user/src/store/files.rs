@@ -11,15 +11,28 @@ use rusqlite::{Connection, OpenFlags};
 use super::{FILE, explained, schema};
 use crate::config::KeyError;
 
+/// Keeps everybody else off a database until the connection is closed, and makes its commits durable.
+pub(super) fn claim(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    // A commit has reached the disk when it returns, the directory entry of its journal included.
+    connection.pragma_update(None, "synchronous", "EXTRA")?;
+    connection.execute_batch("BEGIN EXCLUSIVE; COMMIT")
+}
+
 /// Makes the directory, for root alone.
-pub(super) fn prepare(directory: &Path, database: &Path) -> anyhow::Result<()> {
+fn make_directory(directory: &Path) -> Result<(), KeyError> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|error| {
         let what = format!(
             "{} cannot be made: {error}; name a directory that root can write to",
             directory.display()
         );
         KeyError::new("store.path", what)
-    })?;
+    })
+}
+
+/// Makes the directory, and sees whether a database can be there.
+pub(super) fn prepare(directory: &Path, database: &Path) -> anyhow::Result<()> {
+    make_directory(directory)?;
     // SQLite would take an empty file for a new database.
     if fs::metadata(database).is_ok_and(|file| file.len() == 0) {
         let what = format!(
@@ -40,7 +53,7 @@ pub(super) fn create(database: &Path) -> anyhow::Result<()> {
     }
     let make = || -> anyhow::Result<()> {
         let mut connection = Connection::open(&part)?;
-        connection.pragma_update(None, "synchronous", "EXTRA")?;
+        claim(&connection)?;
         schema::prepare(&mut connection)?;
         drop(connection);
         fs::rename(&part, database)?;
@@ -81,7 +94,7 @@ pub fn restore(directory: &Path, backup: &Path) -> anyhow::Result<(Option<PathBu
     let database = directory.join(FILE);
     let bytes = fs::read(backup).with_context(|| format!("cannot read {}", backup.display()))?;
     let revision = check(backup)?;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    make_directory(directory)?;
     let old = if database.exists() {
         let lock = lock(&database)?;
         let old = unused(&database.with_extension("db.old"));
@@ -121,8 +134,7 @@ fn check(backup: &Path) -> anyhow::Result<u64> {
 fn lock(database: &Path) -> anyhow::Result<Connection> {
     let lock = || -> anyhow::Result<Connection> {
         let connection = Connection::open(database)?;
-        connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
-        connection.execute_batch("BEGIN EXCLUSIVE; COMMIT")?;
+        claim(&connection)?;
         Ok(connection)
     };
     match lock() {

@@ -11,7 +11,7 @@ mod schema;
 #[cfg(test)]
 mod tests;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, anyhow, bail};
 use rusqlite::{Connection, MAIN_DB, OptionalExtension as _, params};
@@ -19,7 +19,7 @@ use rusqlite::{Connection, MAIN_DB, OptionalExtension as _, params};
 use self::digest::Digest;
 pub use self::files::{restore, write_backup};
 use crate::config::KeyError;
-use crate::model::{Change, Model, Record, SPARE_METERS, Spec};
+use crate::model::{Change, Model, Record, Spec, meters};
 
 /// The database's name in the directory of the configuration.
 pub(crate) const FILE: &str = "eipnat.db";
@@ -60,11 +60,7 @@ impl Store {
     }
 
     fn load(mut connection: Connection, spec: Spec, capacity: u32) -> anyhow::Result<Self> {
-        // Until the connection is closed nobody else opens the database.
-        connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
-        // A commit has reached the disk when it returns, the directory entry of its journal included.
-        connection.pragma_update(None, "synchronous", "EXTRA")?;
-        connection.execute_batch("BEGIN EXCLUSIVE; COMMIT")?;
+        files::claim(&connection)?;
         schema::prepare(&mut connection)?;
         let (revision, digest) = read_head(&connection)?;
         let mut model = Model::new(spec, capacity);
@@ -189,24 +185,15 @@ impl Store {
         let copy = self.connection.serialize(MAIN_DB).context("the store cannot be copied")?;
         Ok(copy.to_vec())
     }
-
-    /// Where the database is; `None` if it is in memory.
-    #[must_use]
-    pub fn path(&self) -> Option<PathBuf> {
-        self.connection.path().filter(|path| !path.is_empty()).map(PathBuf::from)
-    }
 }
 
 /// A record's meter must be one that the datapath has.
 fn check_meter(record: &Record, capacity: u32) -> anyhow::Result<()> {
-    let meter = match record {
-        Record::Closing(closing) => Some(closing.meter),
-        other => other.binding().map(|binding| binding.meter),
-    };
-    match meter.filter(|meter| *meter >= capacity.saturating_add(SPARE_METERS)) {
+    let has = meters(capacity);
+    match record.meter().filter(|meter| *meter >= has) {
         None => Ok(()),
         Some(meter) => {
-            let least = meter - SPARE_METERS + 1;
+            let least = capacity + (meter - has) + 1;
             let what = format!("{capacity} is too few for the bindings in the store; write at least {least}");
             Err(KeyError::new("datapath.max_bindings", what).into())
         }
