@@ -26,12 +26,15 @@ type VmName = Result<Path<Name>, PathRejection>;
     responses((status = OK, body = types::Status), (status = "default", body = types::Failure))
 )]
 pub(super) async fn status(State(control): State<Shared>) -> Answer<types::Status> {
-    let status = |control: &mut Control| types::Status {
-        ready: control.problems().is_empty(),
-        revision: control.revision(),
-        bindings: control.model().bound(),
-        interfaces: control.ports(),
-        problems: control.problems(),
+    let status = |control: &mut Control| {
+        let problems = control.problems();
+        types::Status {
+            ready: problems.is_empty(),
+            revision: control.revision(),
+            bindings: control.model().bound(),
+            interfaces: control.ports(),
+            problems,
+        }
     };
     Ok(Json(control::call(&control, status).await?))
 }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection};
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -41,8 +41,7 @@ const MAX_IMPORT: usize = 128 * 1024 * 1024;
 /// How long a request may take to arrive and to be answered.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Requests that carry a whole state, and how long these may take.
-const LONG: [&str; 2] = ["/v1/import", "/v1/store"];
+/// How long one may take that carries a whole state.
 const LONG_PATIENCE: Duration = Duration::from_mins(15);
 
 /// How long a connection may last.
@@ -63,12 +62,10 @@ pub fn router(control: Shared, rate: NonZeroU32) -> Router {
         .layer(middleware::from_fn(move |request: Request, next: Next| {
             let limiter = Arc::clone(&limiter);
             async move {
-                if limiter.check().is_err() {
-                    return too_many(rate).into_response();
+                match limiter.check() {
+                    Ok(()) => next.run(request).await,
+                    Err(_) => too_many(rate).into_response(),
                 }
-                let patience = if LONG.contains(&request.uri().path()) { LONG_PATIENCE } else { PATIENCE };
-                let answer = timeout(patience, next.run(request)).await;
-                answer.unwrap_or_else(|_| too_slow(patience).into_response())
             }
         }))
         .with_state(control)
@@ -89,6 +86,10 @@ fn routes() -> OpenApiRouter<Shared> {
     ))]
     struct Document;
 
+    let long = OpenApiRouter::new()
+        .routes(routes!(handlers::import).layer(DefaultBodyLimit::max(MAX_IMPORT)))
+        .routes(routes!(handlers::backup))
+        .layer(middleware::from_fn_with_state(LONG_PATIENCE, in_time));
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(handlers::status))
         .routes(routes!(handlers::stats))
@@ -97,15 +98,19 @@ fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(handlers::show, handlers::release))
         .routes(routes!(handlers::attach, handlers::detach))
         .routes(routes!(handlers::counters))
-        .routes(routes!(handlers::import).layer(DefaultBodyLimit::max(MAX_IMPORT)))
         .routes(routes!(handlers::vms))
         .routes(routes!(handlers::show_vm, handlers::create_vm, handlers::destroy_vm))
-        .routes(routes!(handlers::backup))
+        .layer(middleware::from_fn_with_state(PATIENCE, in_time))
+        .merge(long)
 }
 
-fn too_slow(patience: Duration) -> ApiError {
-    let what = format!("the request did not arrive, or was not answered, within {} s", patience.as_secs());
-    ApiError(StatusCode::REQUEST_TIMEOUT, what)
+/// Gives a request up that takes too long.
+async fn in_time(State(patience): State<Duration>, request: Request, next: Next) -> Response {
+    timeout(patience, next.run(request)).await.unwrap_or_else(|_| {
+        let what =
+            format!("the request did not arrive, or was not answered, within {} s", patience.as_secs());
+        ApiError(StatusCode::REQUEST_TIMEOUT, what).into_response()
+    })
 }
 
 fn too_many(rate: NonZeroU32) -> ApiError {
