@@ -1,6 +1,7 @@
 //! What network cards and the kernel do to packets before XDP sees them, and which it must not (ethtool(8) `-K`).
 
 use std::collections::BTreeSet;
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, ensure};
 use netlink_packet_core::{DecodeError, DefaultNla, Emitable, NlasIterator, ParseableParametrized};
@@ -118,8 +119,17 @@ fn ethtool(command: u8, ifindex: u32, attribute: Option<DefaultNla>) -> anyhow::
     Ok(answers.into_iter().next().map(|answer| answer.payload.attributes).unwrap_or_default())
 }
 
-/// The number that the kernel has given to its ethtool family.
+/// The number that the kernel has given to its ethtool family; it stays until the next boot.
 fn family() -> anyhow::Result<u16> {
+    static FAMILY: OnceLock<u16> = OnceLock::new();
+    if let Some(family) = FAMILY.get() {
+        return Ok(*family);
+    }
+    let family = ask_family()?;
+    Ok(*FAMILY.get_or_init(|| family))
+}
+
+fn ask_family() -> anyhow::Result<u16> {
     let question = GenlCtrl {
         cmd: GenlCtrlCmd::GetFamily,
         nlas: vec![GenlCtrlAttrs::FamilyName(Ethtool::family_name().to_owned())],
