@@ -1,6 +1,6 @@
 //! The control plane in one piece: a command goes through the model, the store and the datapath, in this order.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -67,8 +67,9 @@ impl Control {
                         restore FILE`, or run `eipnat unload` to begin with nothing";
             return Err(KeyError::new("store.path", what).into());
         }
-        reset_foreign_meters(&mut *dataplane, &store)?;
-        let steps = reconcile::everything(&mut *dataplane, store.model().bindings())?;
+        let actual = dataplane.halves()?.into_iter().collect();
+        reset_foreign_meters(&mut *dataplane, &store, &actual)?;
+        let steps = reconcile::everything_from(&mut *dataplane, store.model().bindings(), &actual)?;
         if !steps.is_empty() {
             info!("the datapath differed from the desired state: {} steps to mend it", steps.len());
         }
@@ -222,12 +223,6 @@ impl Control {
         self.store.revision()
     }
 
-    /// Why the datapath may not do what the store says, if so.
-    #[must_use]
-    pub fn problem(&self) -> Option<&str> {
-        self.fault.as_deref()
-    }
-
     /// Everything on account of which the datapath may not do what the store says.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
@@ -315,13 +310,15 @@ impl Control {
 }
 
 /// Sets the meters to zero that have counted for another binding than the store says, or for none: after a restore.
-fn reset_foreign_meters(dataplane: &mut dyn Dataplane, store: &Store) -> anyhow::Result<()> {
-    let standing: HashSet<Binding> = dataplane
-        .halves()?
-        .into_iter()
-        .map(|(Half::Inbound(binding) | Half::Outbound(binding))| binding)
-        .collect();
-    for binding in store.model().bindings().filter(|binding| !standing.contains(binding)) {
+fn reset_foreign_meters(
+    dataplane: &mut dyn Dataplane,
+    store: &Store,
+    actual: &BTreeSet<Half>,
+) -> anyhow::Result<()> {
+    let stands = |binding: Binding| {
+        actual.contains(&Half::Inbound(binding)) || actual.contains(&Half::Outbound(binding))
+    };
+    for binding in store.model().bindings().filter(|binding| !stands(*binding)) {
         dataplane.reset_meter(binding.meter)?;
     }
     Ok(())

@@ -10,7 +10,7 @@ use nat_common::abi::Meter;
 use nat_common::verdict::{Punt, Reject};
 
 use super::{Binding, Dataplane, Half, Mended, Mode, Port, Role, Verdicts};
-use crate::model::SPARE_METERS;
+use crate::model;
 
 /// A call that changed something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct State {
     pub inbound: BTreeMap<Ipv4Addr, Binding>,
     /// Outbound halves by tenant and private address.
     pub outbound: BTreeMap<(u32, Ipv4Addr), Binding>,
+    /// How many bindings there is room for.
+    capacity: u32,
     /// Counters by meter index.
     pub meters: Vec<Meter>,
     /// Packet counters.
@@ -64,7 +66,8 @@ impl MemoryDataplane {
         Self(Arc::new(Mutex::new(State {
             inbound: BTreeMap::new(),
             outbound: BTreeMap::new(),
-            meters: vec![Meter::default(); (capacity + SPARE_METERS) as usize],
+            capacity,
+            meters: vec![Meter::default(); model::meters(capacity) as usize],
             verdicts,
             events: Vec::new(),
             broken: false,
@@ -184,6 +187,6 @@ impl Dataplane for MemoryDataplane {
     }
 
     fn capacity(&self) -> u32 {
-        u32::try_from(self.state().meters.len()).unwrap_or(u32::MAX) - SPARE_METERS
+        self.state().capacity
     }
 }

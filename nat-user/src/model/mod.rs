@@ -30,9 +30,14 @@ pub use pool::PoolSpec;
 pub use records::{Attachment, Carried, Change, Closing, Edit, Eip, PublicIp, Record, Returned, Subject, Vm};
 pub use refusal::{Kind, Refusal};
 
-/// Meters beyond the bindings that there is room for: a binding that takes another's place begins to count while the
-/// old one's meter is still to be read.
-pub const SPARE_METERS: u32 = 64;
+/// How many meters a datapath with room for so many bindings has: a binding that takes another's place begins to count
+/// while the old one's meter is still to be read.
+#[must_use]
+pub const fn meters(bindings: u32) -> u32 {
+    bindings.saturating_add(SPARE_METERS)
+}
+
+const SPARE_METERS: u32 = 64;
 
 /// Addresses that are never a VM's nor handed out, with what they are instead.
 const UNUSABLE: [(Ipv4Net, &str); 5] = [
@@ -134,7 +139,7 @@ impl Model {
             waiting: BTreeSet::new(),
             closing: BTreeMap::new(),
             accounts: BTreeMap::new(),
-            meters: Meters::new(capacity.saturating_add(SPARE_METERS)),
+            meters: Meters::new(meters(capacity)),
         }
     }
 
@@ -178,7 +183,7 @@ impl Model {
 
     /// Every binding that the datapath has to serve.
     pub fn bindings(&self) -> impl Iterator<Item = Binding> {
-        self.records().filter_map(|record| record.binding())
+        self.eips.values().filter_map(Eip::binding).chain(self.vms.values().filter_map(Vm::binding))
     }
 
     /// How many bindings there are.
@@ -192,20 +197,9 @@ impl Model {
         self.closing.values()
     }
 
-    /// EIPs and public IPs that are in no pool of the configuration any more. They go on being served.
-    pub fn orphans(&self) -> impl Iterator<Item = Ipv4Addr> {
-        let public_ips = self.vms.values().filter_map(|vm| vm.public_ip.map(|public_ip| public_ip.address));
-        self.eips.keys().copied().chain(public_ips).filter(|address| self.pool_of(*address).is_none())
-    }
-
     /// Every pool in figures.
     pub fn pools(&self, now: SystemTime) -> impl Iterator<Item = PoolUsage<'_>> {
         self.pools.iter().map(move |pool| pool.usage(now))
-    }
-
-    fn records(&self) -> impl Iterator<Item = Record> {
-        let eips = self.eips.values().cloned().map(Record::Eip);
-        eips.chain(self.vms.values().cloned().map(Record::Vm))
     }
 
     /// Carries a change out. It must come from this very state.

@@ -30,6 +30,15 @@ pub struct Eip {
     pub carried: Option<Carried>,
 }
 
+impl Eip {
+    /// The binding that the datapath has to serve for it.
+    #[must_use]
+    pub fn binding(&self) -> Option<Binding> {
+        let Attachment { private_ip, meter } = self.attached?;
+        Some(Binding { public_ip: self.address, tenant: TENANT, private_ip, meter })
+    }
+}
+
 /// What a public address stands for, and what counts its traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
@@ -87,6 +96,15 @@ pub struct Vm {
     pub public_ip: Option<PublicIp>,
     /// Since when it should have a public IP and there is none.
     pub waiting_since: Option<SystemTime>,
+}
+
+impl Vm {
+    /// The binding that the datapath has to serve for its public IP.
+    #[must_use]
+    pub fn binding(&self) -> Option<Binding> {
+        let PublicIp { address, meter } = self.public_ip?;
+        Some(Binding { public_ip: address, tenant: TENANT, private_ip: self.private_ip, meter })
+    }
 }
 
 /// A dynamic public address.
@@ -150,12 +168,20 @@ impl Record {
     /// The binding that the datapath has to serve for it.
     #[must_use]
     pub fn binding(&self) -> Option<Binding> {
-        let (public_ip, private_ip, meter) = match self {
-            Self::Eip(eip) => (eip.address, eip.attached?.private_ip, eip.attached?.meter),
-            Self::Vm(vm) => (vm.public_ip?.address, vm.private_ip, vm.public_ip?.meter),
-            Self::Returned(_) | Self::Closing(_) => return None,
-        };
-        Some(Binding { public_ip, tenant: TENANT, private_ip, meter })
+        match self {
+            Self::Eip(eip) => eip.binding(),
+            Self::Vm(vm) => vm.binding(),
+            Self::Returned(_) | Self::Closing(_) => None,
+        }
+    }
+
+    /// The meter that nothing else may use as long as it is there.
+    #[must_use]
+    pub fn meter(&self) -> Option<u32> {
+        match self {
+            Self::Closing(closing) => Some(closing.meter),
+            other => other.binding().map(|binding| binding.meter),
+        }
     }
 }
 

@@ -71,7 +71,19 @@ pub fn everything(
     desired: impl IntoIterator<Item = Binding>,
 ) -> anyhow::Result<Vec<Step>> {
     let actual = dataplane.halves()?.into_iter().collect();
-    let steps = plan(&halves(desired), &actual);
+    everything_from(dataplane, desired, &actual)
+}
+
+/// [`everything`], for who knows already what stands in the datapath.
+///
+/// # Errors
+/// If the datapath cannot be written.
+pub fn everything_from(
+    dataplane: &mut dyn Dataplane,
+    desired: impl IntoIterator<Item = Binding>,
+    actual: &BTreeSet<Half>,
+) -> anyhow::Result<Vec<Step>> {
+    let steps = plan(&halves(desired), actual);
     apply(dataplane, &steps)?;
     Ok(steps)
 }

@@ -22,7 +22,8 @@ use bytemuck::{Pod, Zeroable as _};
 use nat_common::abi::{self, ABI_VERSION, Addr, Meter, Node, map};
 use nat_common::verdict::Counter;
 
-use super::{bpffs, object};
+use super::bpffs;
+use crate::model;
 
 /// What the names of the directories begin with.
 const PREFIX: &str = "maps_";
@@ -85,7 +86,7 @@ impl Generation {
         };
         Ok(self.node.abi_version == ABI_VERSION
             && has_room(map::INBOUND, max_bindings)?
-            && has_room(map::METERS, object::meters(max_bindings))?
+            && has_room(map::METERS, model::meters(max_bindings))?
             && has_room(map::COUNTERS, Counter::COUNT)?)
     }
 

@@ -16,15 +16,10 @@ use nat_common::abi::map;
 use super::ProgramLogger;
 use super::log::Names;
 use crate::config::{self, KeyError};
-use crate::model::SPARE_METERS;
+use crate::model;
 
 /// The XDP program, compiled by the build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/eipnat-xdp"));
-
-/// How many counters go with so many bindings.
-pub(super) const fn meters(max_bindings: u32) -> u32 {
-    max_bindings.saturating_add(SPARE_METERS)
-}
 
 /// The program's name in the object, and in `bpftool prog`.
 const PROGRAM: &str = "eipnat";
@@ -46,7 +41,7 @@ pub(super) fn load(config: &config::Datapath, maps: &Path) -> anyhow::Result<Ebp
         loader.map_max_entries(name, config.max_bindings);
     }
     for name in [map::METERS, map::CARRIED_METERS] {
-        loader.map_max_entries(name, meters(config.max_bindings));
+        loader.map_max_entries(name, model::meters(config.max_bindings));
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| map_error(error, config))?;
     program(&mut ebpf)?.load().map_err(|error| match error {
