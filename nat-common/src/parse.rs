@@ -159,6 +159,8 @@ impl Transport {
                 Reject::TransportTruncated
             });
         }
+        // In the first buffer, too, of a frame in several: nothing is written unless all can be.
+        frame.at::<2>(covered.at)?;
         Ok(Self::Covered(covered))
     }
 
@@ -216,11 +218,23 @@ impl Quote {
             }
         }
         let covered = match covered(&ip) {
-            Some((covered, _)) if ip.is_first_fragment() && covered.at + 2 <= end => Some(covered),
+            Some((covered, _))
+                if ip.is_first_fragment() && covered.at + 2 <= end && !is_padded_tcp(frame, &ip)? =>
+            {
+                Some(covered)
+            }
             _ => None,
         };
         Ok(Self { ip, covered })
     }
+}
+
+/// Whether zeros stand where a quoted TCP header would say how long it is: routers quote 8 bytes of it (RFC 792) and may
+/// pad them to 128 (RFC 4884 §5.5). The quote must reach that far.
+#[inline(always)]
+fn is_padded_tcp<F: Frame + ?Sized>(frame: &mut F, ip: &Ipv4) -> Result<bool, Reject> {
+    Ok(ip.protocol == protocol::TCP
+        && frame.at::<1>(ip.payload + tcp::DATA_OFFSET)?[0] >> 4 < tcp::MIN_DATA_OFFSET)
 }
 
 /// The checksum of a transport that covers the addresses, and the length of that transport's shortest header.

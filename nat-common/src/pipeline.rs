@@ -172,26 +172,39 @@ fn carry<F: Frame + ?Sized, N: Node>(
     if plan.addresses.source == plan.addresses.destination {
         return Err(Reject::Land);
     }
-    let route = node.route(&Query { addresses: plan.addresses, ..*query });
-    let verdict = match route {
-        Route::Via(egress) => Verdict::Forward(egress),
-        Route::Unresolved(_) => Verdict::Punt(Punt::Neighbour),
-        Route::TooBig if !ip.dont_fragment => Verdict::Punt(Punt::Fragment),
-        Route::TooBig => return Err(Reject::MtuExceeded),
+    if plan.out_meter.is_none() && is_spoofed(ip.source, port, into, node) {
+        return Err(Reject::SpoofedSource);
+    }
+    let query = Query { addresses: plan.addresses, ..*query };
+    let mut route = node.route(&query);
+    let is_too_big = route == Route::TooBig;
+    if is_too_big {
+        if ip.dont_fragment {
+            return Err(Reject::MtuExceeded);
+        }
+        // Of a packet that is too big the routing table does not say where it would go.
+        route = node.route(&Query { total_len: 0, ..query });
+    }
+    let (ifindex, mut verdict) = match route {
+        Route::Via(egress) => (egress.ifindex, Verdict::Forward(egress)),
+        Route::Unresolved(ifindex) => (ifindex, Verdict::Punt(Punt::Neighbour)),
         Route::NotForwarded | Route::Unreachable => return Err(Reject::NoRoute),
         Route::Disabled => return Err(Reject::ForwardingDisabled),
-        Route::Failed => return Err(Reject::FibError),
+        Route::TooBig | Route::Failed => return Err(Reject::FibError),
     };
     if ip.ttl <= 1 {
         return Err(Reject::TtlExpired);
     }
-    // Of a packet that is too big the routing table does not say where it would go.
-    let way = match route {
-        Route::TooBig => node.route(&Query { addresses: plan.addresses, total_len: 0, ..*query }),
-        route => route,
-    };
-    if let Route::Via(Egress { ifindex, .. }) | Route::Unresolved(ifindex) = way {
-        check_egress(ifindex, into.is_some(), node)?;
+    check_egress(ifindex, into.is_some(), node)?;
+    if is_too_big {
+        verdict = Verdict::Punt(Punt::Fragment);
+    } else if matches!(verdict, Verdict::Forward(_)) && has_trailer(frame, ip) {
+        verdict = Verdict::Punt(Punt::Trailer);
+    }
+    // Nobody's packet has got a new source: the node's own, which the kernel takes from none but itself.
+    let is_nodes = plan.out_meter.is_none() && plan.addresses.source != ip.source;
+    if is_nodes && matches!(verdict, Verdict::Punt(_)) {
+        return Err(Reject::RouterError);
     }
 
     translate::readdress(frame, ip, &plan.transport, plan.addresses, plan.quoted)?;
@@ -205,6 +218,26 @@ fn carry<F: Frame + ?Sized, N: Node>(
         node.bill(meter, Direction::In, ip.total_len);
     }
     Ok(verdict)
+}
+
+/// Whether a packet from the internet claims to come from one of the VMs, which trust each other more. Asked only about
+/// a packet that no VM here has sent.
+#[inline(always)]
+fn is_spoofed<N: Node>(source: Addr, port: &Port, into: Option<Inbound>, node: &mut N) -> bool {
+    match into {
+        Some(Inbound { tenant, .. }) if port.is_uplink() => {
+            node.outbound(OutboundKey { tenant, private_ip: source }).is_some()
+        }
+        _ => false,
+    }
+}
+
+/// Whether more follows the packet than Ethernet's padding. XDP would send it along, and where that makes the frame
+/// larger than the MTU the driver would drop it; the kernel takes it off.
+#[inline(always)]
+fn has_trailer<F: Frame + ?Sized>(frame: &F, ip: &Ipv4) -> bool {
+    let size = frame.size();
+    size > ethernet::MAX_PADDED && size > ip.end() + ethernet::SLACK
 }
 
 /// A wrong route must not carry private addresses to the internet, nor bring back to the VMs what is to leave.

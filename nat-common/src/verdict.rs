@@ -70,6 +70,8 @@ reasons! {
             "Normal for the first packets to a neighbour. If it keeps growing, the next hop does not answer ARP.";
         Fragment = "fragment": "The packet is larger than the next hop's MTU and may be fragmented (DF=0).",
             "Raise the MTU of the interface it leaves by, or lower the sender's.";
+        Trailer = "trailer": "More bytes follow the IP packet in its frame than Ethernet's padding.",
+            "A switch or probe that appends to frames (timestamps, for one). The kernel takes it off, which is slower.";
     }
 }
 
@@ -86,7 +88,7 @@ reasons! {
             "Spoofed traffic, or a VM that has not got its address yet.";
         DestinationMartian = "destination_martian": "The destination is never forwarded: 0/8, 127/8, 169.254/16, multicast, 240/4.",
             "A VM that asks for a link-local service (such as metadata) which this node does not offer.";
-        SpoofedSource = "spoofed_source": "A packet from the uplink claims to come from a public address of ours or of the node's.",
+        SpoofedSource = "spoofed_source": "A packet from the uplink claims to come from a public address of ours, from the node's, or from a VM's private one.",
             "Spoofing; a VM's public address that is routed outside of this node; or what the node itself sends to an EIP.";
         Land = "land": "Source and destination would be the same address after translation.",
             "A LAND attack.";
@@ -133,6 +135,9 @@ reasons! {
             "Restart the daemon; if it stays, eipnat unload and start again.";
         IcmpOversize = "icmp_oversize": "An ICMP error of more than 1,536 bytes, where 576 are the most (RFC 1812 §4.3.2.3).",
             "Forged errors; or a host with a large MTU that quotes whole packets.";
+        RouterError = "router_error": "An ICMP error of a router without a binding, which leaves as the node's own, could not be \
+             finished by the kernel: it has to be fragmented, or the next hop's MAC address is not known.",
+            "Passing: a ping from the node to its gateway makes the address known. Or give the router a binding.";
     }
 }
 
@@ -204,7 +209,7 @@ mod tests {
                 "append new reasons here and there, and change no other"
             );
         };
-        names(&["neighbour", "fragment"], Punt::ALL.iter().map(|punt| punt.name()).collect());
+        names(&["neighbour", "fragment", "trailer"], Punt::ALL.iter().map(|punt| punt.name()).collect());
         let drops = [
             "frame_truncated",
             "ip_header",
@@ -234,6 +239,7 @@ mod tests {
             "priority_tag",
             "port_unknown",
             "icmp_oversize",
+            "router_error",
         ];
         names(&drops, Reject::ALL.iter().map(|reject| reject.name()).collect());
     }

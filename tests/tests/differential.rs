@@ -40,7 +40,9 @@ const STATELESS: &[Deviation] = &[
     ("nothing goes to 240/4 and 169.254/16", "RFC 1812 §5.3.7, RFC 3927 §7", |d| {
         d.drops(Reject::DestinationMartian)
     }),
-    ("our public addresses do not send from outside", "RFC 2827 §3", |d| d.drops(Reject::SpoofedSource)),
+    ("our public addresses and the VMs' private ones do not send from outside", "RFC 2827 §3", |d| {
+        d.drops(Reject::SpoofedSource)
+    }),
     ("a VM's private address does not send to it from outside", "RFC 2827 §3", |d| d.drops(Reject::Land)),
     ("private addresses do not reach the internet", "RFC 1918 §3", |d| d.drops(Reject::WrongEgress)),
     ("redirect and source quench are dropped", "RFC 5508 REQ-10, RFC 6633", |d| d.drops(Reject::IcmpType)),

@@ -5,6 +5,13 @@ use crate::abi::Mac;
 /// Length of the header.
 pub const HEADER_LEN: usize = 14;
 
+/// Up to this size a frame may have been padded, in bytes: the least that Ethernet carries, a VLAN tag included.
+pub const MAX_PADDED: usize = 64;
+
+/// By how many bytes a frame may be larger than header and MTU together and still be sent: a VLAN tag.
+/// kernel: `xdp_ok_fwd_dev`.
+pub const SLACK: usize = 4;
+
 /// The type of IPv4 (RFC 894).
 pub const TYPE_IPV4: u16 = 0x0800;
 

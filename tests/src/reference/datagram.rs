@@ -20,6 +20,8 @@ pub(super) struct Datagram {
     reserved: bool,
     /// What follows the header.
     pub(super) payload: Vec<u8>,
+    /// Whether it is what an ICMP error quotes.
+    is_quote: bool,
 }
 
 /// What follows the header, as far as a NAT has to care.
@@ -96,7 +98,7 @@ impl Datagram {
             return Err(Reject::IpChecksum);
         }
         let reserved = fixed[6] & 0x80 != 0;
-        Ok((Self { header, reserved, payload: Vec::new() }, behind))
+        Ok((Self { header, reserved, payload: Vec::new(), is_quote: false }, behind))
     }
 
     pub(super) fn source(&self) -> Ipv4Addr {
@@ -179,7 +181,7 @@ impl Datagram {
     /// Gives it other addresses.
     pub(super) fn readdress(&mut self, source: Ipv4Addr, destination: Ipv4Addr) {
         let field = Field::of(self.header.protocol)
-            .filter(|field| self.is_first() && field.offset + 2 <= self.payload.len());
+            .filter(|field| self.is_first() && field.offset + 2 <= self.payload.len() && !self.is_padded());
         let off = field.map(|field| self.off(field));
         (self.header.source, self.header.destination) = (source.octets(), destination.octets());
         if let (Some(field), Some(Some(off))) = (field, off) {
@@ -191,6 +193,12 @@ impl Datagram {
             };
             self.payload[field.offset..field.offset + 2].copy_from_slice(&value.to_be_bytes());
         }
+    }
+
+    /// Whether it is TCP whose header says that it is shorter than any: then what stands there is no header, but
+    /// what fills up a short quote. A whole packet with such a header is as corrupt with its checksum mended as without.
+    fn is_padded(&self) -> bool {
+        self.is_quote && self.header.protocol == IpNumber::TCP && self.payload[12] < 5 << 4
     }
 
     /// By how much the transport's checksum is off, modulo 65535. None: there is no checksum.
@@ -257,6 +265,7 @@ impl Quote {
         let (mut packet, _) = Datagram::read_header(quoted).ok()?;
         end = end.min(usize::from(packet.header.total_len));
         packet.payload = quoted.get(packet.header.header_len()..end)?.to_vec();
+        packet.is_quote = true;
         let is_icmp = packet.header.protocol == IpNumber::ICMP && packet.is_first();
         // Errors are never sent about errors (RFC 1122 §3.2.2).
         if is_icmp && matches!(packet.payload.first(), Some(3 | 4 | 5 | 11 | 12)) {

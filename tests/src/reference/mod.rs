@@ -40,7 +40,7 @@ pub fn expected(on: Link, frame: &[u8]) -> Expect {
     };
     let padding = &behind[usize::from(packet.header.total_len)..];
     let ours = public(packet.destination()).is_some();
-    match carry(on, &ethernet, &packet) {
+    match carry(on, &ethernet, &packet, padding.len()) {
         Ok(carried) => carried.expect(&ethernet, padding),
         // The node's own traffic is the kernel's to judge, whatever is wrong with it.
         Err(_) if !ours && !world::is_pooled(packet.destination()) && is_local(packet.destination()) => {
@@ -113,7 +113,7 @@ impl Carried {
     }
 }
 
-fn carry(on: Link, ethernet: &Ethernet2Header, packet: &Datagram) -> Result<Carried, Reject> {
+fn carry(on: Link, ethernet: &Ethernet2Header, packet: &Datagram, padding: usize) -> Result<Carried, Reject> {
     if ethernet.destination != on.mac() {
         return Err(Reject::ForeignMac);
     }
@@ -123,11 +123,18 @@ fn carry(on: Link, ethernet: &Ethernet2Header, packet: &Datagram) -> Result<Carr
     if packet.destination().is_link_local() {
         return Err(Reject::DestinationMartian);
     }
-    let (sender, receiver) = (private(on, packet.source()), public(packet.destination()));
+    let (came_from, size) = (packet.source(), Ethernet2Header::LEN + usize::from(packet.header.total_len));
+    let (sender, receiver) = (private(on, came_from), public(packet.destination()));
     let packet = translate(on, packet, sender, receiver)?;
     let (source, destination) = (packet.source(), packet.destination());
     if source == destination {
         return Err(Reject::Land);
+    }
+
+    // A VM's packets do not come from the internet.
+    let is_vm = BINDINGS.iter().any(|bound| bound.private_ip == came_from);
+    if sender.is_none() && receiver.is_some() && on.faces_internet() && is_vm {
+        return Err(Reject::SpoofedSource);
     }
 
     let header = &packet.header;
@@ -137,6 +144,8 @@ fn carry(on: Link, ethernet: &Ethernet2Header, packet: &Datagram) -> Result<Carr
         Way::TooBig if header.dont_fragment => return Err(Reject::MtuExceeded),
         Way::TooBig => Leaves::Punted(Punt::Fragment),
         Way::Unresolved(_) => Leaves::Punted(Punt::Neighbour),
+        // More than Ethernet's least size and the room for a tag explain.
+        Way::Via(..) if size + padding > 64 && padding > 4 => Leaves::Punted(Punt::Trailer),
         Way::Via(link, mac) => Leaves::By { source: link.mac(), destination: mac },
     };
     if header.time_to_live < 2 {
@@ -147,6 +156,11 @@ fn carry(on: Link, ethernet: &Ethernet2Header, packet: &Datagram) -> Result<Carr
         && !(if receiver.is_some() { by.faces_vms() } else { by.faces_internet() })
     {
         return Err(Reject::WrongEgress);
+    }
+    // The node's own packets cannot be left to its kernel to forward.
+    let is_complaint_of_node = sender.is_none() && source != came_from;
+    if is_complaint_of_node && matches!(leaves, Leaves::Punted(_)) {
+        return Err(Reject::RouterError);
     }
     let charges = [sender.map(|(meter, _)| Charge::Out(meter)), receiver.map(|(meter, _)| Charge::In(meter))];
     Ok(Carried { packet, way: leaves, charges: charges.into_iter().flatten().collect() })

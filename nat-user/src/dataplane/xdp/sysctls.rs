@@ -10,8 +10,9 @@ const ALL: &str = "all";
 
 /// Without it the kernel's FIB gives the XDP program no routes.
 const FORWARDING: &str = "forwarding";
-/// Packets that the kernel finishes (see the pipeline's punts) come by a downlink with a public source. Strict
-/// reverse path filtering would drop them; loose filtering does not.
+/// Packets that the kernel finishes (see the pipeline's punts) come by a downlink with a public source, an EIP. Strict
+/// reverse path filtering would drop them; loose filtering does not. (No packet with the node's own address is among
+/// them: even loose filtering drops those.)
 const RP_FILTER: &str = "rp_filter";
 /// One-armed, the kernel would tell the sender of such a packet of a better way, by its private address.
 const SEND_REDIRECTS: &str = "send_redirects";
