@@ -18,13 +18,14 @@
 use bytemuck::{Pod, Zeroable};
 
 /// Version of everything in this module. Where the pinned maps carry another one, the daemon makes new maps.
-pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { u32::MAX } else { 3 };
+pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { u32::MAX } else { 4 };
 
-/// Most interfaces (uplinks and downlinks together) one node can have.
-pub const MAX_PORTS: u32 = 64;
+/// Most interfaces that a program can be told of: uplinks, downlinks, and what is below them, such as the ports of a bridge
+/// to which hundreds of VMs are plugged.
+pub const MAX_PORTS: u32 = 4096;
 
-/// Most CIDRs that all pools of a node can have together.
-pub const MAX_POOL_CIDRS: u32 = 1024;
+/// Most entries of [`map::ADDRESSES`]. It takes memory only for those that are there.
+pub const MAX_ADDRESSES: u32 = 65536;
 
 /// Names of the BPF maps. They are also the file names under the pin path.
 pub mod map {
@@ -40,8 +41,8 @@ pub mod map {
     pub const PORTS: &str = "PORTS";
     /// Devmap hash: interface index -> the interface that frames leave by.
     pub const EGRESS: &str = "EGRESS";
-    /// LPM trie of all pools' CIDRs: an address in it is never the kernel's to deliver.
-    pub const POOLS: &str = "POOLS";
+    /// LPM trie: CIDR -> what an address in it is, an [`AddressKind`](super::AddressKind) (`u32`).
+    pub const ADDRESSES: &str = "ADDRESSES";
     /// Array with the one element [`Node`](super::Node).
     pub const NODE: &str = "NODE";
     /// Hash: meter index -> the [`Meter`](super::Meter) that earlier maps came to. Not read by the program.
@@ -50,8 +51,18 @@ pub mod map {
     pub const CARRIED_COUNTERS: &str = "CARRIED_COUNTERS";
 
     /// All of them.
-    pub const ALL: [&str; 10] =
-        [NODE, PORTS, POOLS, INBOUND, OUTBOUND, METERS, COUNTERS, EGRESS, CARRIED_METERS, CARRIED_COUNTERS];
+    pub const ALL: [&str; 10] = [
+        NODE,
+        PORTS,
+        ADDRESSES,
+        INBOUND,
+        OUTBOUND,
+        METERS,
+        COUNTERS,
+        EGRESS,
+        CARRIED_METERS,
+        CARRIED_COUNTERS,
+    ];
 }
 
 /// An IPv4 address in network byte order.
@@ -59,6 +70,34 @@ pub type Addr = [u8; 4];
 
 /// A MAC address in transmission order.
 pub type Mac = [u8; 6];
+
+/// What an address is to the node. Value of [`map::ADDRESSES`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum AddressKind {
+    /// Nothing: somebody's on the internet, or reserved in a pool.
+    Other = 0,
+    /// Of a pool: never the kernel's to deliver.
+    Pooled = 1,
+    /// The node's own, on any interface.
+    Own = 2,
+    /// In the network that a downlink, which is no uplink, is connected to.
+    Inside = 3,
+}
+
+impl AddressKind {
+    /// The kind with that number; one that is not known is [`AddressKind::Other`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            1 => Self::Pooled,
+            2 => Self::Own,
+            3 => Self::Inside,
+            _ => Self::Other,
+        }
+    }
+}
 
 /// Where packets to a public address go. Value of [`map::INBOUND`].
 #[repr(C)]

@@ -141,11 +141,14 @@ impl Transport {
             return Err(Reject::AuthenticationHeader);
         }
         if !ip.is_first_fragment() {
-            // RFC 3128: a fragment at 8 bytes would overwrite the flags of the TCP header.
-            return if ip.protocol == protocol::TCP && ip.fragment_offset == 1 {
-                Err(Reject::TinyFragment)
-            } else {
-                Ok(Self::Opaque)
+            return match ip.protocol {
+                // RFC 3128: a fragment at 8 bytes would overwrite the flags of the TCP header.
+                protocol::TCP if ip.fragment_offset == 1 => Err(Reject::TinyFragment),
+                // It could hold an address that an ICMP error quotes, and nothing says whether it is one's.
+                protocol::ICMP if ip.fragment_offset * 8 <= icmpv4::QUOTED_ADDRESSES_END => {
+                    Err(Reject::TinyFragment)
+                }
+                _ => Ok(Self::Opaque),
             };
         }
         if ip.protocol == protocol::ICMP {

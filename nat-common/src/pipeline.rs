@@ -1,6 +1,6 @@
 //! The path of one packet: which binding wants it, where it goes, and only then the rewriting.
 
-use crate::abi::{Addr, Inbound, Outbound, OutboundKey, Port};
+use crate::abi::{Addr, AddressKind, Inbound, Outbound, OutboundKey, Port};
 use crate::frame::Frame;
 use crate::parse::{Ipv4, Quote, Transport};
 use crate::translate::{self, Addresses};
@@ -16,8 +16,8 @@ pub trait Node {
     fn inbound(&mut self, public_ip: Addr) -> Option<Inbound>;
     /// The binding of a private address.
     fn outbound(&mut self, key: OutboundKey) -> Option<Outbound>;
-    /// Whether an address is one of a pool's.
-    fn is_pooled(&mut self, addr: Addr) -> bool;
+    /// What an address is to the node.
+    fn kind(&mut self, addr: Addr) -> AddressKind;
     /// Source of ICMP errors whose sender has no public address; all zero if there is none.
     fn public_ip(&mut self) -> Addr;
     /// The way out.
@@ -113,7 +113,8 @@ fn decide<F: Frame + ?Sized, N: Node>(frame: &mut F, ifindex: u32, node: &mut N)
     if address::is_martian(ip.destination) {
         return Err(Reject::DestinationMartian);
     }
-    if port.is_uplink() && (node.is_pooled(ip.source) || ip.source == node.public_ip()) {
+    // A switch may flood what another node has sent.
+    if !foreign && port.is_uplink() && claims_to_be_ours(&ip, &port, node) {
         return Err(Reject::SpoofedSource);
     }
     let into = node.inbound(ip.destination);
@@ -127,10 +128,35 @@ fn decide<F: Frame + ?Sized, N: Node>(frame: &mut F, ifindex: u32, node: &mut N)
     let verdict =
         if foreign { Err(Reject::ForeignMac) } else { carry(frame, &ip, &port, into, &query, node) };
     match verdict {
-        // Whatever is wrong with it, what is addressed to the node itself is the kernel's to judge.
-        Err(_) if into.is_none() && is_local(&query, node) => Ok(Verdict::Pass),
+        // Whatever else is wrong with it, what is addressed to the node itself is the kernel's to judge.
+        Err(_) if into.is_none() && is_local(&query, node) => {
+            // It may obey a source route, though, and send the packet on as it is.
+            if is_source_routed(frame, &ip) { Err(Reject::SourceRoute) } else { Ok(Verdict::Pass) }
+        }
         verdict => verdict,
     }
+}
+
+/// Whether a packet from outside has a source that is not outside.
+#[inline(always)]
+fn claims_to_be_ours<N: Node>(ip: &Ipv4, port: &Port, node: &mut N) -> bool {
+    match node.kind(ip.source) {
+        AddressKind::Pooled | AddressKind::Own => true,
+        // One-armed, the VMs' own packets come by this interface, too.
+        AddressKind::Inside => !port.is_downlink(),
+        AddressKind::Other => ip.source == node.public_ip(),
+    }
+}
+
+#[inline(always)]
+fn is_source_routed<F: Frame + ?Sized>(frame: &mut F, ip: &Ipv4) -> bool {
+    let options = ip.at + MIN_HEADER_LEN;
+    ip.payload > options && frame.check_options(options, ip.payload) == Err(Reject::SourceRoute)
+}
+
+#[inline(always)]
+fn is_pooled<N: Node>(addr: Addr, node: &mut N) -> bool {
+    node.kind(addr) == AddressKind::Pooled
 }
 
 /// What is not IPv4 is the kernel's, except in a tag with the VLAN number 0: the kernel would take the tag off and
@@ -148,7 +174,7 @@ fn not_ipv4<F: Frame + ?Sized>(frame: &mut F, ethertype: u16) -> Result<Verdict,
 /// the sender so.
 #[inline(always)]
 fn is_local<N: Node>(query: &Query, node: &mut N) -> bool {
-    !node.is_pooled(query.addresses.destination)
+    !is_pooled(query.addresses.destination, node)
         && matches!(node.route(&Query { total_len: 0, ..*query }), Route::NotForwarded | Route::Disabled)
 }
 
@@ -220,8 +246,8 @@ fn carry<F: Frame + ?Sized, N: Node>(
     Ok(verdict)
 }
 
-/// Whether a packet from the internet claims to come from one of the VMs, which trust each other more. Asked only about
-/// a packet that no VM here has sent.
+/// Whether a packet from the internet claims to come from one of the VMs, which trust each other more, wherever these
+/// are routed to. Asked only about a packet that no VM here has sent.
 #[inline(always)]
 fn is_spoofed<N: Node>(source: Addr, port: &Port, into: Option<Inbound>, node: &mut N) -> bool {
     match into {
@@ -260,7 +286,7 @@ fn plan<F: Frame + ?Sized, N: Node>(
 ) -> Result<Plan, Reject> {
     let out = outbound(port, ip.source, node);
     // It would only come back, by way of the router that sends us our own addresses.
-    if out.is_some() && into.is_none() && node.is_pooled(ip.destination) {
+    if out.is_some() && into.is_none() && is_pooled(ip.destination, node) {
         return Err(Reject::EipUnbound);
     }
     let from_outside = out.is_none() && into.is_some() && port.is_uplink();
@@ -323,7 +349,7 @@ fn outbound<N: Node>(port: &Port, private_ip: Addr, node: &mut N) -> Option<Outb
 /// Why nobody wants the packet.
 #[inline(always)]
 fn unclaimed<N: Node>(ip: &Ipv4, port: &Port, node: &mut N) -> Reject {
-    if port.is_uplink() && node.is_pooled(ip.destination) {
+    if port.is_uplink() && is_pooled(ip.destination, node) {
         Reject::EipUnbound
     } else if port.is_downlink() {
         Reject::SourceUnbound

@@ -88,7 +88,7 @@ fn covered_checksum<F: Frame + ?Sized>(
     Ok((old, new))
 }
 
-/// Translates a quoted packet. Returns the old and new value of its transport's checksum, if that changed.
+/// Translates a quoted packet. Returns the old and new value of its transport's checksum, if it has one.
 ///
 /// The quoted addresses and the quoted header's checksum need no place in the outer ICMP checksum: what the
 /// one adds the other takes away.

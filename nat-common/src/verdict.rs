@@ -88,7 +88,7 @@ reasons! {
             "Spoofed traffic, or a VM that has not got its address yet.";
         DestinationMartian = "destination_martian": "The destination is never forwarded: 0/8, 127/8, 169.254/16, multicast, 240/4.",
             "A VM that asks for a link-local service (such as metadata) which this node does not offer.";
-        SpoofedSource = "spoofed_source": "A packet from the uplink claims to come from a public address of ours, from the node's, or from a VM's private one.",
+        SpoofedSource = "spoofed_source": "A packet from the uplink claims to come from a pool, from the node itself, or from the VMs' network.",
             "Spoofing; a VM's public address that is routed outside of this node; or what the node itself sends to an EIP.";
         Land = "land": "Source and destination would be the same address after translation.",
             "A LAND attack.";
@@ -96,15 +96,16 @@ reasons! {
             "Probing. Nothing legitimate uses it.";
         TtlExpired = "ttl_expired": "The TTL is 1 or 0 and the packet would have to be forwarded.",
             "traceroute, or a routing loop.";
-        TinyFragment = "tiny_fragment": "A TCP fragment that splits or overlaps the TCP header (RFC 1858, RFC 3128).",
-            "An attempt to get around a firewall.";
+        TinyFragment = "tiny_fragment": "A TCP fragment that splits or overlaps the TCP header (RFC 1858, RFC 3128), or an ICMP \
+             fragment that begins in front of where an error's quoted addresses end.",
+            "An attempt to get around a firewall. No link has so small an MTU (RFC 791 §3.1: 68).";
         AuthenticationHeader = "authentication_header": "The authentication header signs the addresses and cannot survive NAT.",
             "Use ESP, best in UDP (RFC 3948).";
         TransportTruncated = "transport_truncated": "The packet ends before its transport header does.",
             "A broken or hostile sender.";
         IcmpChecksum = "icmp_checksum": "The checksum of an ICMP error is wrong.",
             "A broken link or sender.";
-        IcmpQuote = "icmp_quote": "The packet quoted in an ICMP error is cut short, corrupt, or not the addressee's.",
+        IcmpQuote = "icmp_quote": "The packet quoted in an ICMP error is cut short, corrupt, or not the addressee's; or the error is in fragments.",
             "A broken router, or forged errors meant to reset connections.";
         IcmpUnmatched = "icmp_unmatched": "An ICMP error quotes a packet that belongs to no binding.",
             "Late errors after a detach, or forged ones.";
@@ -113,15 +114,17 @@ reasons! {
         EipUnbound = "eip_unbound": "The destination is a public address of ours that is attached to nothing.",
             "Attach the address, or ignore the scan.";
         SourceUnbound = "source_unbound": "The private source has no public address.",
-            "Attach an EIP to the VM that sends.";
+            "Attach an EIP to the VM that sends. If it is a router's ICMP error (traceroute, path MTU): set node.public_ip.";
         Transit = "transit": "The destination is neither ours nor the node's: it would only pass through.",
             "Somebody routes through this node; or a pool is missing in the configuration.";
         ForeignMac = "foreign_mac": "The frame is addressed to another machine's MAC address.",
             "A switch that floods; or the interface's MAC address has just been changed.";
-        ForwardingDisabled = "forwarding_disabled": "The interface's forwarding sysctl is off, so the kernel's FIB gives no route.",
+        ForwardingDisabled = "forwarding_disabled": "The interface's forwarding sysctl is off, so the kernel's FIB gives no route. (Towards \
+             the internet such packets count as passed, since they may be the node's own.)",
             "sysctl net.ipv4.conf.IF.forwarding=1 for the interface that the packet came by.";
         NoRoute = "no_route": "The kernel has no route for the translated packet, or one that forbids it.",
-            "ip route get the destination; add the missing route.";
+            "ip route get the destination; add the missing route. (Without any route to the internet, packets to it count as \
+             passed, since they may be the node's own.)";
         WrongEgress = "wrong_egress": "The route leads to an interface that is no uplink (outbound) or no downlink (inbound).",
             "ip route get the destination; check uplinks and downlinks in the configuration.";
         MtuExceeded = "mtu_exceeded": "The packet is larger than the next hop's MTU and must not be fragmented (DF=1).",
@@ -135,8 +138,8 @@ reasons! {
             "Restart the daemon; if it stays, eipnat unload and start again.";
         IcmpOversize = "icmp_oversize": "An ICMP error of more than 1,536 bytes, where 576 are the most (RFC 1812 §4.3.2.3).",
             "Forged errors; or a host with a large MTU that quotes whole packets.";
-        RouterError = "router_error": "An ICMP error of a router without a binding, which leaves as the node's own, could not be \
-             finished by the kernel: it has to be fragmented, or the next hop's MAC address is not known.",
+        RouterError = "router_error": "An ICMP error of a router without a binding, which leaves as the node's own, would have to be \
+             finished by the kernel: to be fragmented, to lose a trailer, or because the next hop's MAC address is not known.",
             "Passing: a ping from the node to its gateway makes the address known. Or give the router a binding.";
     }
 }

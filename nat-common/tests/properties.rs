@@ -1,7 +1,7 @@
 //! Properties of the whole pipeline, for any bytes: it never panics, what is not forwarded is untouched, and what is
 //! forwarded has only changed where a NAT may change it, with checksums as right or wrong as they were.
 
-use nat_common::abi::{Addr, Inbound, Mac, Outbound, OutboundKey, Port};
+use nat_common::abi::{Addr, AddressKind, Inbound, Mac, Outbound, OutboundKey, Port};
 use nat_common::pipeline::{Direction, Node, Query, Route, process};
 use nat_common::verdict::{Egress, Verdict};
 use proptest::prelude::*;
@@ -31,8 +31,8 @@ impl Node for OneBinding {
         (key.private_ip == VM && key.tenant == 0).then_some(Outbound { eip: EIP, meter: 0 })
     }
 
-    fn is_pooled(&mut self, addr: Addr) -> bool {
-        addr[..3] == EIP[..3]
+    fn kind(&mut self, addr: Addr) -> AddressKind {
+        if addr[..3] == EIP[..3] { AddressKind::Pooled } else { AddressKind::Other }
     }
 
     fn public_ip(&mut self) -> Addr {

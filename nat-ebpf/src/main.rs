@@ -35,7 +35,8 @@ fn eipnat(ctx: XdpContext) -> u32 {
     let verdict = pipeline::process(&mut frame, ctx.ingress_ifindex() as u32, &mut KernelNode::new(&ctx));
     maps::count(Counter::from(&verdict));
     match verdict {
-        // A full queue behind the map is not seen here, only a missing interface, which the pipeline has excluded.
+        // A full queue behind the map is not seen here, only an interface that it does not hold. The daemon puts one in
+        // before the pipeline may choose it, and takes it out after, so only somebody else can have taken it out.
         Verdict::Forward(egress) => maps::EGRESS.redirect(egress.ifindex, 0).unwrap_or(XDP_DROP),
         // The kernel finishes what it got translated: it asks for the neighbour, or fragments.
         Verdict::Pass | Verdict::Punt(_) => XDP_PASS,

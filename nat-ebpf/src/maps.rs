@@ -4,7 +4,9 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, PerCpuArray};
-use nat_common::abi::{Addr, Inbound, MAX_POOL_CIDRS, MAX_PORTS, Meter, Node, Outbound, OutboundKey, Port};
+use nat_common::abi::{
+    Addr, AddressKind, Inbound, MAX_ADDRESSES, MAX_PORTS, Meter, Node, Outbound, OutboundKey, Port,
+};
 use nat_common::pipeline::Direction;
 use nat_common::verdict::Counter;
 
@@ -21,7 +23,7 @@ static PORTS: HashMap<u32, Port> = HashMap::pinned(MAX_PORTS, 0);
 pub(crate) static EGRESS: DevMapHash = DevMapHash::pinned(MAX_PORTS, 0);
 
 #[map]
-static POOLS: LpmTrie<Addr, u32> = LpmTrie::pinned(MAX_POOL_CIDRS, aya_ebpf::bindings::BPF_F_NO_PREALLOC);
+static ADDRESSES: LpmTrie<Addr, u32> = LpmTrie::pinned(MAX_ADDRESSES, aya_ebpf::bindings::BPF_F_NO_PREALLOC);
 
 #[map]
 static INBOUND: HashMap<Addr, Inbound> = HashMap::pinned(SET_BY_DAEMON, 0);
@@ -63,10 +65,9 @@ pub(crate) fn outbound(key: OutboundKey) -> Option<Outbound> {
     unsafe { OUTBOUND.get(key) }.copied()
 }
 
-/// Whether an address is a pool's. Addresses that a pool reserves stand in the map by themselves, as 0.
 #[inline(always)]
-pub(crate) fn is_pooled(addr: Addr) -> bool {
-    POOLS.get(Key::new(32, addr)).is_some_and(|&pooled| pooled != 0)
+pub(crate) fn kind(addr: Addr) -> AddressKind {
+    ADDRESSES.get(Key::new(32, addr)).map_or(AddressKind::Other, |&number| AddressKind::from_number(number))
 }
 
 #[inline(always)]

@@ -9,7 +9,7 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::bpf_fib_lookup;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
-use nat_common::abi::{Addr, Inbound, Outbound, OutboundKey, Port};
+use nat_common::abi::{Addr, AddressKind, Inbound, Outbound, OutboundKey, Port};
 use nat_common::pipeline::{Direction, Node, Query, Route};
 use nat_common::verdict::Egress;
 
@@ -47,8 +47,8 @@ impl Node for KernelNode<'_> {
     }
 
     #[inline(always)]
-    fn is_pooled(&mut self, addr: Addr) -> bool {
-        maps::is_pooled(addr)
+    fn kind(&mut self, addr: Addr) -> AddressKind {
+        maps::kind(addr)
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::{Context, anyhow};
 use log::{error, info, warn};
@@ -12,14 +12,8 @@ use nat_common::abi::Meter;
 use crate::config::KeyError;
 use crate::dataplane::{Binding, Dataplane, Half, Mended, Port, Verdicts};
 use crate::model::{Carried, Change, Closing, Command, Eip, ImportError, Line, Model, Refusal, Subject};
-use crate::reconcile;
+use crate::reconcile::{self, Patrol};
 use crate::store::Store;
-
-/// How often all bindings in the datapath are compared with the desired ones.
-const COMPARISON_INTERVAL: Duration = Duration::from_secs(3);
-
-/// Of so many bindings that a comparison takes long, it takes one part in so many of the time.
-const COMPARISON_SHARE: u32 = 20;
 
 /// How many waiting VMs get their public IP before others have a turn.
 const SERVED_AT_ONCE: u32 = 16;
@@ -34,8 +28,8 @@ pub struct Control {
     drift: Vec<String>,
     /// How often something was mended that the datapath stands on.
     repairs: u64,
-    /// When the bindings in the datapath are compared again.
-    next_comparison: Instant,
+    /// Looks for bindings in the datapath that somebody else has changed.
+    patrol: Patrol,
 }
 
 /// A [`Control`] that many requests share. Its calls write to maps and wait for the kernel, so they belong on a
@@ -74,14 +68,8 @@ impl Control {
             info!("the datapath differed from the desired state: {} steps to mend it", steps.len());
         }
         dataplane.activate()?;
-        let mut control = Self {
-            store,
-            dataplane,
-            fault: None,
-            drift: Vec::new(),
-            repairs: 0,
-            next_comparison: Instant::now(),
-        };
+        let mut control =
+            Self { store, dataplane, fault: None, drift: Vec::new(), repairs: 0, patrol: Patrol::default() };
         if let Err(error) = control.close_meters() {
             // A full disk is no reason not to forward; it is tried again.
             warn!("{error:#}");
@@ -171,16 +159,18 @@ impl Control {
         }
     }
 
-    /// Mends what the datapath stands on, and tries again where it failed before. From time to time all bindings are
-    /// compared, in case that somebody else has changed them.
+    /// Mends what the datapath stands on, and tries again where it failed before. The bindings are looked at as well, in
+    /// case that somebody else has changed them.
     fn repair(&mut self) {
         self.mend();
-        let begun = Instant::now();
-        if self.fault.is_none() && begun < self.next_comparison {
-            return;
-        }
-        let settled = reconcile::everything(&mut *self.dataplane, self.store.model().bindings());
-        self.next_comparison = begun + COMPARISON_INTERVAL.max(begun.elapsed() * COMPARISON_SHARE);
+        let settled = match &self.fault {
+            None => match self.patrol.look(&*self.dataplane, self.store.model()) {
+                Ok(true) => return,
+                Ok(false) => reconcile::everything(&mut *self.dataplane, self.store.model().bindings()),
+                Err(error) => Err(error),
+            },
+            Some(_) => reconcile::everything(&mut *self.dataplane, self.store.model().bindings()),
+        };
         let (was_fault, steps) = (self.fault.is_some(), settled.as_ref().map_or(0, Vec::len));
         if self.note(settled.map(drop)).is_err() {
             return;

@@ -292,7 +292,7 @@ fn entries_of_the_maps_are_changed() -> Result<()> {
         let index = index_of(bed, "dn0")?;
         let mut ports: HashMap<_, u32, [u8; 16]> = Map::HashMap(map(bed, "PORTS")?).try_into()?;
         let mut egress: DevMapHash<_> = Map::DevMapHash(map(bed, "EGRESS")?).try_into()?;
-        let mut pools: LpmTrie<_, [u8; 4], u32> = Map::LpmTrie(map(bed, "POOLS")?).try_into()?;
+        let mut addresses: LpmTrie<_, [u8; 4], u32> = Map::LpmTrie(map(bed, "ADDRESSES")?).try_into()?;
         let mut node: Array<_, [u8; 12]> = Map::Array(map(bed, "NODE")?).try_into()?;
 
         ports.remove(&index)?;
@@ -306,11 +306,13 @@ fn entries_of_the_maps_are_changed() -> Result<()> {
         egress.insert(index, index_of(bed, "up0")?, None, 0)?;
         mended(bed)?;
 
-        let pool = pools.keys().collect::<Result<Vec<_>, _>>()?;
-        pools.remove(&pool[0])?;
+        let known = addresses.keys().collect::<Result<Vec<_>, _>>()?;
+        addresses.remove(&known[0])?;
         let wrong = Key::new(8, [10, 0, 0, 0]);
-        pools.insert(&wrong, 1, 0)?;
-        soon("the pools are right", || Ok(pools.get(&pool[0], 0).is_ok() && pools.get(&wrong, 0).is_err()))?;
+        addresses.insert(&wrong, 1, 0)?;
+        soon("what is known of addresses is right", || {
+            Ok(addresses.get(&known[0], 0).is_ok() && addresses.get(&wrong, 0).is_err())
+        })?;
         let settings = node.get(&0, 0)?;
         node.set(0, [0; 12], 0)?;
         soon("the settings are right", || Ok(node.get(&0, 0)? == settings))?;

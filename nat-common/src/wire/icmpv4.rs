@@ -1,5 +1,7 @@
 //! ICMP (RFC 792). Its checksum covers no pseudo-header, so it knows nothing of the addresses outside the message.
 
+/// Where the addresses of a quoted header without options end, in bytes from the beginning of an error.
+pub const QUOTED_ADDRESSES_END: u16 = 28;
 /// Length of the header of every message that eipnat looks into.
 pub const HEADER_LEN: usize = 8;
 /// Offset of the checksum.

@@ -140,6 +140,9 @@ impl From<model::PoolUsage<'_>> for Pool {
 pub struct Stats {
     /// All packets, each counted once.
     pub verdicts: Verdicts,
+    /// Those left to the slow path by reason; every reason is there.
+    #[serde(default)]
+    pub punts: BTreeMap<String, u64>,
     /// The dropped ones by reason; every reason is there.
     pub drops: BTreeMap<String, u64>,
 }
@@ -174,13 +177,14 @@ impl From<&dataplane::Verdicts> for Stats {
                 punt: verdicts.punts.iter().map(|(_, packets)| packets).sum(),
                 drop: verdicts.drops.iter().map(|(_, packets)| packets).sum(),
             },
-            drops: verdicts
-                .drops
-                .iter()
-                .map(|(reason, packets)| (reason.name().to_owned(), *packets))
-                .collect(),
+            punts: by_name(verdicts.punts.iter().map(|(reason, packets)| (reason.name(), *packets))),
+            drops: by_name(verdicts.drops.iter().map(|(reason, packets)| (reason.name(), *packets))),
         }
     }
+}
+
+fn by_name(counters: impl Iterator<Item = (&'static str, u64)>) -> BTreeMap<String, u64> {
+    counters.map(|(name, packets)| (name.to_owned(), packets)).collect()
 }
 
 /// Body of `POST /v1/eips`.

@@ -1,6 +1,7 @@
 //! Tables for people: one line a thing, columns that also cut and grep well.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::iter;
 
 use comfy_table::{CellAlignment, Table, presets};
@@ -74,51 +75,58 @@ pub(super) fn pools(pools: &[Pool]) -> String {
     table(Some(["POOL", "CIDRS", "SIZE", "ALLOCATED", "COOLING", "FREE"]), rows, &[2, 3, 4, 5])
 }
 
-/// Verdicts, and the reasons that dropped something; with explanations every reason.
+/// Verdicts, and the reasons that punted or dropped something; with explanations every reason.
 pub(super) fn stats(stats: &Stats, explain: bool) -> String {
-    let row = |(name, packets): (&str, u64)| [name.to_owned(), HumanCount(packets).to_string()];
-    let mut drops: Vec<(&str, u64)> =
-        stats.drops.iter().map(|(reason, packets)| (reason.as_str(), *packets)).collect();
-    drops.retain(|(_, packets)| explain || *packets > 0);
-    drops.sort_by_key(|(_, packets)| Reverse(*packets));
-
-    let mut text = table(Some(["VERDICT", "PACKETS"]), stats.verdicts.named().map(row), &[1]);
-    if explain {
-        text = explained(&text, stats.verdicts.named().map(|(verdict, _)| explain_verdict(verdict)));
-    }
-    if drops.is_empty() {
-        return text;
-    }
-    let mut reasons = table(Some(["DROP REASON", "PACKETS"]), drops.iter().copied().map(row), &[1]);
-    if explain {
-        reasons = explained(&reasons, drops.iter().map(|(reason, _)| explain_reason(reason)));
-    }
-    text + "\n" + &reasons
+    let verdicts = stats.verdicts.named();
+    let verdicts = counters("VERDICT", &verdicts, explain, |verdict| vec![explain_verdict(verdict)]);
+    let punts = by_reason("PUNT REASON", &stats.punts, explain, |name| {
+        let reason = Punt::ALL.iter().find(|reason| reason.name() == name);
+        reason.map(|reason| [reason.meaning(), reason.remedy()])
+    });
+    let drops = by_reason("DROP REASON", &stats.drops, explain, |name| {
+        let reason = Reject::ALL.iter().find(|reason| reason.name() == name);
+        reason.map(|reason| [reason.meaning(), reason.remedy()])
+    });
+    [Some(verdicts), punts, drops].into_iter().flatten().collect::<Vec<_>>().join("\n")
 }
 
-fn explain_verdict(verdict: &str) -> Vec<String> {
+/// The reasons that have counted something, most first; with explanations all of them.
+fn by_reason(
+    title: &str,
+    reasons: &BTreeMap<String, u64>,
+    explain: bool,
+    text: impl Fn(&str) -> Option<[&'static str; 2]>,
+) -> Option<String> {
+    let mut reasons: Vec<(&str, u64)> =
+        reasons.iter().map(|(reason, packets)| (reason.as_str(), *packets)).collect();
+    reasons.retain(|(_, packets)| explain || *packets > 0);
+    reasons.sort_by_key(|(_, packets)| Reverse(*packets));
+    let table = || counters(title, &reasons, explain, |name| text(name).map_or(vec![], Vec::from));
+    (!reasons.is_empty()).then(table)
+}
+
+fn counters(
+    title: &str,
+    counters: &[(&str, u64)],
+    explain: bool,
+    text: impl Fn(&str) -> Vec<&'static str>,
+) -> String {
+    let rows = counters.iter().map(|(name, packets)| [(*name).to_owned(), HumanCount(*packets).to_string()]);
+    let table = table(Some([title, "PACKETS"]), rows, &[1]);
+    if explain { explained(&table, counters.iter().map(|(name, _)| text(name))) } else { table }
+}
+
+fn explain_verdict(verdict: &str) -> &'static str {
     match verdict {
-        "forward" => vec!["Translated and sent on.".to_owned()],
-        "pass" => vec!["Not a public address's: left to the node's own network stack.".to_owned()],
-        "punt" => {
-            let mut lines =
-                vec!["More than the fast path does: handed on, for one of these reasons.".to_owned()];
-            for punt in Punt::ALL {
-                lines.extend([format!("{}: {}", punt.name(), punt.meaning()), punt.remedy().to_owned()]);
-            }
-            lines
-        }
-        _ => vec!["Dropped, for one of the reasons below.".to_owned()],
+        "forward" => "Translated and sent on.",
+        "pass" => "Not a public address's: left to the node's own network stack.",
+        "punt" => "More than the fast path does: handed on, for one of the reasons below.",
+        _ => "Dropped, for one of the reasons below.",
     }
-}
-
-fn explain_reason(name: &str) -> Vec<String> {
-    let reason = Reject::ALL.iter().find(|reason| reason.name() == name);
-    reason.map_or(vec![], |reason| vec![reason.meaning().to_owned(), reason.remedy().to_owned()])
 }
 
 /// A table with explanations under its rows.
-fn explained(table: &str, texts: impl IntoIterator<Item = Vec<String>>) -> String {
+fn explained(table: &str, texts: impl IntoIterator<Item = Vec<&'static str>>) -> String {
     let mut lines = Vec::new();
     for (row, texts) in table.lines().zip(iter::once(vec![]).chain(texts)) {
         lines.push(row.to_owned());

@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use nat_common::abi::{MAX_POOL_CIDRS, MAX_PORTS};
 
 use super::{
     Api, Config, DEFAULT_PIN_PATH, DEFAULT_RATE, DEFAULT_SOCKET, DEFAULT_STORE_PATH, Datapath, KeyError,
@@ -20,6 +19,10 @@ type Result<T> = std::result::Result<T, KeyError>;
 
 /// Longest path that a Unix socket can have, in bytes (`sun_path` without its final zero).
 const MAX_SOCKET_PATH: usize = 107;
+/// Most uplinks and downlinks together.
+const MAX_INTERFACES: usize = 64;
+/// Most CIDRs and reserved addresses of all pools together.
+const MAX_POOL_ENTRIES: usize = 1024;
 const MAX_REUSE_DELAY: Duration = Duration::from_hours(365 * 24);
 
 /// Gives the file its meaning.
@@ -42,8 +45,9 @@ fn datapath(raw: raw::Datapath, public_ip: Option<Ipv4Addr>) -> Result<Datapath>
     interfaces("datapath.uplinks", &raw.uplinks, "internet")?;
     interfaces("datapath.downlinks", &raw.downlinks, "VMs")?;
     let count = raw.uplinks.iter().chain(&raw.downlinks).collect::<BTreeSet<_>>().len();
-    if count > MAX_PORTS as usize {
-        let what = format!("{count} interfaces with the uplinks; a node can have {MAX_PORTS}: name fewer");
+    if count > MAX_INTERFACES {
+        let what =
+            format!("{count} interfaces with the uplinks; a node can have {MAX_INTERFACES}: name fewer");
         return Err(KeyError::new("datapath.downlinks", what));
     }
     let mode = match raw.mode.as_deref() {
@@ -148,9 +152,9 @@ fn pools(raw: Vec<raw::Pool>) -> Result<Vec<PoolSpec>> {
     if raw.is_empty() {
         return Err(KeyError::new("pool", "missing; add a [[pool]] with name and cidrs"));
     }
-    if count > MAX_POOL_CIDRS as usize {
+    if count > MAX_POOL_ENTRIES {
         let what = format!(
-            "{count} cidrs and reserved addresses; a node can have {MAX_POOL_CIDRS}: join neighbouring ones"
+            "{count} cidrs and reserved addresses; a node can have {MAX_POOL_ENTRIES}: join neighbouring ones"
         );
         return Err(KeyError::new("pool", what));
     }

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::dataplane::memory::{Event, MemoryDataplane};
+use crate::dataplane::memory::{Event, MemoryDataplane, State};
 use crate::dataplane::{Binding, Half};
 use crate::model::{Name, PoolSpec, Spec, Target};
 
@@ -243,4 +243,32 @@ fn after_a_restore_nobody_is_billed_for_anothers_traffic() {
     let Control { store, .. } = control;
     let control = Control::start(store, Box::new(dataplane)).unwrap();
     assert_eq!(control.carried(EIP).unwrap().in_bytes, 7);
+}
+
+/// As few as these are looked at all at once.
+#[test]
+fn bindings_that_somebody_else_changes_are_mended_at_the_next_look() {
+    let dataplane = MemoryDataplane::new(4);
+    let mut control = start(&dataplane);
+    for command in [ALLOCATE, ATTACH] {
+        execute(&mut control, &command).unwrap();
+    }
+    let good = [Half::Inbound(BINDING), Half::Outbound(BINDING)];
+    let stranger =
+        Binding { public_ip: [203, 0, 113, 3].into(), private_ip: [10, 0, 0, 66].into(), ..BINDING };
+    let changes: [fn(&mut State, Binding); 5] = [
+        |state, _| state.inbound.clear(),
+        |state, _| state.outbound.clear(),
+        |state, stranger| state.inbound.extend([(stranger.public_ip, stranger)]),
+        |state, stranger| state.outbound.extend([((0, stranger.private_ip), stranger)]),
+        |state, stranger| state.inbound.values_mut().for_each(|b| b.private_ip = stranger.private_ip),
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        control.tick(SystemTime::UNIX_EPOCH);
+        assert_eq!(control.repairs(), number as u64, "nothing to mend");
+        change(&mut dataplane.state(), stranger);
+        control.tick(SystemTime::UNIX_EPOCH);
+        assert_eq!(dataplane.state().halves(), good);
+        assert_eq!(control.repairs(), number as u64 + 1);
+    }
 }

@@ -9,7 +9,7 @@ use anyhow::{bail, ensure};
 use nat_common::abi::Meter;
 use nat_common::verdict::{Punt, Reject};
 
-use super::{Binding, Dataplane, Half, Mended, Mode, Port, Role, Verdicts};
+use super::{Binding, Dataplane, Half, Mended, Mode, Place, Port, Role, Verdicts};
 use crate::model;
 
 /// A call that changed something.
@@ -99,8 +99,17 @@ impl State {
 }
 
 impl Dataplane for MemoryDataplane {
-    fn halves(&self) -> anyhow::Result<Vec<Half>> {
-        Ok(self.state().halves())
+    fn some_halves(&self, place: Place, count: u32) -> anyhow::Result<(Vec<Half>, Option<Place>)> {
+        let state = self.state();
+        let all: Vec<Half> = if place.is_outbound {
+            state.outbound.values().copied().map(Half::Outbound).collect()
+        } else {
+            state.inbound.values().copied().map(Half::Inbound).collect()
+        };
+        let some: Vec<Half> = all.iter().skip(place.at as usize).take(count as usize).copied().collect();
+        let at = place.at + u32::try_from(some.len())?;
+        let next = ((at as usize) < all.len()).then_some(at);
+        Ok((some, place.after(next)))
     }
 
     fn serves(&self) -> anyhow::Result<bool> {

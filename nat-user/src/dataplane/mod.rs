@@ -35,6 +35,35 @@ pub enum Half {
     Outbound(Binding),
 }
 
+impl Half {
+    /// The binding that it is a half of.
+    #[must_use]
+    pub const fn binding(&self) -> Binding {
+        let (Self::Inbound(binding) | Self::Outbound(binding)) = *self;
+        binding
+    }
+}
+
+/// Where a look at all halves goes on, inbound ones first. The default is the beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Whether all inbound ones have been looked at.
+    pub is_outbound: bool,
+    /// Where among those of a kind; 0 is the beginning, and the rest the datapath's own affair.
+    pub at: u32,
+}
+
+impl Place {
+    /// Where it goes on behind some halves of a kind; `at`: behind them, if there are more.
+    const fn after(self, at: Option<u32>) -> Option<Self> {
+        match (at, self.is_outbound) {
+            (Some(at), is_outbound) => Some(Self { is_outbound, at }),
+            (None, false) => Some(Self { is_outbound: true, at: 0 }),
+            (None, true) => None,
+        }
+    }
+}
+
 /// How an interface serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -109,6 +138,9 @@ pub struct Verdicts {
     pub drops: Vec<(Reject, u64)>,
 }
 
+/// How many halves are read at a time.
+pub const AT_ONCE: u32 = 16 * 1024;
+
 /// The forwarding plane, seen from the control plane.
 ///
 /// Only [`crate::reconcile`] calls the methods that change bindings.
@@ -117,8 +149,19 @@ pub struct Verdicts {
     reason = "every method fails where the kernel refuses its map operation"
 )]
 pub trait Dataplane: Send {
-    /// Every half binding that stands in the datapath, in no particular order.
-    fn halves(&self) -> anyhow::Result<Vec<Half>>;
+    /// About `count` half bindings of one kind that stand in the datapath, in no particular order, and where it goes on;
+    /// `None` at the end. What stands from the first of a row of such looks to the last is seen.
+    fn some_halves(&self, place: Place, count: u32) -> anyhow::Result<(Vec<Half>, Option<Place>)>;
+    /// All of them.
+    fn halves(&self) -> anyhow::Result<Vec<Half>> {
+        let (mut all, mut next) = (Vec::new(), Some(Place::default()));
+        while let Some(place) = next {
+            let (some, after) = self.some_halves(place, AT_ONCE)?;
+            all.extend(some);
+            next = after;
+        }
+        Ok(all)
+    }
     /// Whether any binding stands, or stood when an earlier daemon ended.
     fn serves(&self) -> anyhow::Result<bool>;
     /// The inbound half for a public address.

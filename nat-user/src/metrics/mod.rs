@@ -1,5 +1,6 @@
 //! `/metrics` for Prometheus. Nothing is collected between scrapes: each one reads the datapath.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::Router;
@@ -41,13 +42,15 @@ fn families(control: &Control) -> anyhow::Result<Vec<MetricFamily>> {
         packets
             .extend([counter(&labels("in"), meter.in_packets), counter(&labels("out"), meter.out_packets)]);
     }
-    let Stats { verdicts, drops } = Stats::from(&control.verdicts()?);
+    let Stats { verdicts, punts, drops } = Stats::from(&control.verdicts()?);
     let verdicts = verdicts
         .named()
         .iter()
         .map(|(verdict, packets)| counter(&[("verdict", verdict)], *packets))
         .collect();
-    let drops = drops.iter().map(|(reason, packets)| counter(&[("reason", reason)], *packets)).collect();
+    let by_reason = |counters: &BTreeMap<String, u64>| {
+        counters.iter().map(|(reason, packets)| counter(&[("reason", reason)], *packets)).collect()
+    };
 
     let families = [
         (
@@ -58,7 +61,18 @@ fn families(control: &Control) -> anyhow::Result<Vec<MetricFamily>> {
         ),
         ("eipnat_eip_packets_total", "Packets that an EIP has carried.", MetricType::COUNTER, packets),
         ("eipnat_packets_total", "Packets by verdict; each is counted once.", MetricType::COUNTER, verdicts),
-        ("eipnat_dropped_packets_total", "Dropped packets by reason.", MetricType::COUNTER, drops),
+        (
+            "eipnat_punted_packets_total",
+            "Packets left to the slow path by reason.",
+            MetricType::COUNTER,
+            by_reason(&punts),
+        ),
+        (
+            "eipnat_dropped_packets_total",
+            "Dropped packets by reason.",
+            MetricType::COUNTER,
+            by_reason(&drops),
+        ),
         (
             "eipnat_bindings",
             "Public addresses that stand for a private one.",
@@ -157,6 +171,7 @@ mod tests {
             state.meters[0].out_packets = 3;
             state.verdicts.pass = 5;
             state.verdicts.drops[2].1 = 2;
+            state.verdicts.punts[0].1 = 4;
         }
         let scrape = daemon.scrape();
         let (head, body) = scrape.split_once("\r\n\r\n").unwrap();
@@ -174,8 +189,10 @@ mod tests {
             "# TYPE eipnat_packets_total counter",
             r#"eipnat_packets_total{verdict="forward"} 0"#,
             r#"eipnat_packets_total{verdict="pass"} 5"#,
-            r#"eipnat_packets_total{verdict="punt"} 0"#,
+            r#"eipnat_packets_total{verdict="punt"} 4"#,
             r#"eipnat_packets_total{verdict="drop"} 2"#,
+            "# TYPE eipnat_punted_packets_total counter",
+            r#"eipnat_punted_packets_total{reason="neighbour"} 4"#,
             "# TYPE eipnat_dropped_packets_total counter",
             r#"eipnat_dropped_packets_total{reason="ip_checksum"} 2"#,
             r#"eipnat_dropped_packets_total{reason="source_unbound"} 0"#,

@@ -114,8 +114,8 @@ pub struct Model {
     eips: BTreeMap<Ipv4Addr, Eip>,
     vms: BTreeMap<Name, Vm>,
     vm_names: HashMap<Ipv4Addr, Name>,
-    /// Private address -> public address.
-    bound: HashMap<Ipv4Addr, Ipv4Addr>,
+    /// Every binding that the datapath has to serve, by private address.
+    bound: HashMap<Ipv4Addr, Binding>,
     /// VMs without the public IP that they should have, in the order of their turn.
     waiting: BTreeSet<(SystemTime, Name)>,
     closing: BTreeMap<u32, Closing>,
@@ -178,12 +178,18 @@ impl Model {
     /// The EIP that stands for a private address.
     #[must_use]
     pub fn eip_of(&self, private_ip: Ipv4Addr) -> Option<&Eip> {
-        self.eips.get(self.bound.get(&private_ip)?)
+        self.eips.get(&self.bound.get(&private_ip)?.public_ip)
     }
 
     /// Every binding that the datapath has to serve.
     pub fn bindings(&self) -> impl Iterator<Item = Binding> {
-        self.eips.values().filter_map(Eip::binding).chain(self.vms.values().filter_map(Vm::binding))
+        self.bound.values().copied()
+    }
+
+    /// Whether the datapath has to serve this very binding.
+    #[must_use]
+    pub fn is_bound(&self, binding: &Binding) -> bool {
+        self.bound.get(&binding.private_ip) == Some(binding)
     }
 
     /// How many bindings there are.
@@ -254,9 +260,11 @@ impl Model {
 
     fn bind(&mut self, binding: &Binding) -> Result<(), String> {
         self.take_meter(binding.meter)?;
-        match self.bound.insert(binding.private_ip, binding.public_ip) {
+        match self.bound.insert(binding.private_ip, *binding) {
             None => Ok(()),
-            Some(other) => Err(format!("{other} and {} stand for {}", binding.public_ip, binding.private_ip)),
+            Some(other) => {
+                Err(format!("{} and {} stand for {}", other.public_ip, binding.public_ip, binding.private_ip))
+            }
         }
     }
 

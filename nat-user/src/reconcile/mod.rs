@@ -19,9 +19,14 @@
 //! So at every instant each half that stands is desired or was there before; a half never names another's VM. A crash
 //! in between leaves halves, which the next start compares like everything else.
 
+mod patrol;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 
 use crate::dataplane::{Binding, Dataplane, Half};
+pub use patrol::Patrol;
 
 /// One write to the datapath.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +116,3 @@ pub fn change(
 fn halves(bindings: impl IntoIterator<Item = Binding>) -> BTreeSet<Half> {
     bindings.into_iter().flat_map(|binding| [Half::Inbound(binding), Half::Outbound(binding)]).collect()
 }
-
-#[cfg(test)]
-mod tests;

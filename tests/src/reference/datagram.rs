@@ -140,7 +140,13 @@ impl Datagram {
             return Err(Reject::AuthenticationHeader);
         }
         if !self.is_first() {
-            let overlaps = protocol == IpNumber::TCP && self.header.fragment_offset.value() == 1;
+            let offset = self.header.fragment_offset.value();
+            let overlaps = match protocol {
+                IpNumber::TCP => offset == 1,
+                // The addresses that an error quotes end at 28 bytes.
+                IpNumber::ICMP => offset < 4,
+                _ => false,
+            };
             return if overlaps { Err(Reject::TinyFragment) } else { Ok(Content::Plain) };
         }
         if protocol == IpNumber::ICMP {

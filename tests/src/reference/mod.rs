@@ -34,7 +34,9 @@ pub fn expected(on: Link, frame: &[u8]) -> Expect {
         },
         _ => return Expect::Pass,
     }
-    let packet = match Datagram::read(behind).and_then(|packet| admit(on, packet)) {
+    let packet =
+        Datagram::read(behind).and_then(|packet| admit(on, ethernet.destination == on.mac(), packet));
+    let packet = match packet {
         Ok(packet) => packet,
         Err(reject) => return Expect::Drop(reject),
     };
@@ -42,9 +44,12 @@ pub fn expected(on: Link, frame: &[u8]) -> Expect {
     let ours = public(packet.destination()).is_some();
     match carry(on, &ethernet, &packet, padding.len()) {
         Ok(carried) => carried.expect(&ethernet, padding),
-        // The node's own traffic is the kernel's to judge, whatever is wrong with it.
+        // The node's own traffic is the kernel's to judge, unless it is to be sent on as it is.
         Err(_) if !ours && !world::is_pooled(packet.destination()) && is_local(packet.destination()) => {
-            Expect::Pass
+            match packet.check_options() {
+                Err(Reject::SourceRoute) => Expect::Drop(Reject::SourceRoute),
+                _ => Expect::Pass,
+            }
         }
         Err(reject) => Expect::Drop(reject),
     }
@@ -52,7 +57,7 @@ pub fn expected(on: Link, frame: &[u8]) -> Expect {
 
 /// What is dropped before anything is looked up: addresses that no packet may have (RFC 1812 §5.3.7), and our own
 /// ones from outside.
-fn admit(on: Link, packet: Datagram) -> Result<Datagram, Reject> {
+fn admit(on: Link, is_for_us: bool, packet: Datagram) -> Result<Datagram, Reject> {
     let impossible = |address: Ipv4Addr| {
         address.octets()[0] == 0
             || address.is_loopback()
@@ -65,7 +70,9 @@ fn admit(on: Link, packet: Datagram) -> Result<Datagram, Reject> {
     if impossible(packet.destination()) {
         return Err(Reject::DestinationMartian);
     }
-    if on.faces_internet() && (world::is_pooled(packet.source()) || packet.source() == PUBLIC_IP) {
+    let source = packet.source();
+    let is_own = world::is_pooled(source) || world::is_own(source) || source == PUBLIC_IP;
+    if is_for_us && on.faces_internet() && (is_own || !on.faces_vms() && world::is_inside(source)) {
         return Err(Reject::SpoofedSource);
     }
     Ok(packet)

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, bail};
 use aya::util::KernelVersion;
-use nat_common::abi::MAX_POOL_CIDRS;
+use ipnet::Ipv4Net;
 use rustix::thread::{CapabilitySet, MembarrierCommand, capabilities, membarrier_query};
 
 use super::interfaces::Interface;
@@ -38,22 +38,16 @@ pub(super) fn machine() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A pool must not hold what the node itself answers to, or the node would be cut off; and all of them together must
-/// fit into their map.
+/// A pool must not hold what the node itself answers to, or the node would be cut off.
 pub(super) fn pools(pools: &[PoolSpec], interfaces: &[Interface]) -> anyhow::Result<()> {
     for (index, pool) in pools.iter().enumerate() {
         for interface in interfaces {
-            let own = |address: &&Ipv4Addr| pool.contains(**address) && !pool.reserve.contains(*address);
-            if let Some(address) = interface.addresses.iter().find(own) {
+            let own = |address: &Ipv4Addr| pool.contains(*address) && !pool.reserve.contains(address);
+            if let Some(address) = interface.addresses.iter().map(Ipv4Net::addr).find(own) {
                 let what = format!("{address} is this node's own, on {}; add it to reserve", interface.name);
                 return Err(KeyError::new(format!("pool[{index}].cidrs"), what).into());
             }
         }
-    }
-    let entries: usize = pools.iter().map(|pool| pool.cidrs.len() + pool.reserve.len()).sum();
-    if entries > MAX_POOL_CIDRS as usize {
-        let what = format!("{entries} CIDRs and reserved addresses, {MAX_POOL_CIDRS} at most; merge some");
-        return Err(KeyError::new("pool", what).into());
     }
     Ok(())
 }

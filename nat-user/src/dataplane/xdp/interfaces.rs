@@ -1,9 +1,10 @@
 //! What the kernel says of the node's interfaces (rtnetlink(7)).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use anyhow::Context as _;
+use ipnet::Ipv4Net;
 use nat_common::abi::Mac;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
@@ -19,7 +20,8 @@ pub(super) struct Interface {
     pub(super) index: u32,
     /// None if it is no Ethernet interface.
     pub(super) mac: Option<Mac>,
-    pub(super) addresses: Vec<Ipv4Addr>,
+    /// Its addresses, each with the length of its network's prefix.
+    pub(super) addresses: Vec<Ipv4Net>,
     /// The bridge or bond that it is a port of.
     pub(super) controller: Option<u32>,
     /// What a VLAN or macvlan stands on.
@@ -46,7 +48,9 @@ impl Interface {
             let Some(interface) = interfaces.get_mut(&address.header.index) else { continue };
             // Of a point-to-point link, `Address` is the other end's.
             interface.addresses.extend(address.attributes.iter().filter_map(|attribute| match attribute {
-                AddressAttribute::Local(IpAddr::V4(local)) => Some(*local),
+                AddressAttribute::Local(IpAddr::V4(local)) => {
+                    Ipv4Net::new(*local, address.header.prefix_len).ok()
+                }
                 _ => None,
             }));
         }

@@ -9,12 +9,13 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::util::nr_cpus;
-use nat_common::abi::{self, Addr, Inbound, Meter, Node, Outbound, OutboundKey, map};
+use ipnet::Ipv4Net;
+use nat_common::abi::{self, Addr, AddressKind, Inbound, Meter, Node, Outbound, OutboundKey, map};
 use nat_common::verdict::{Counter, Punt, Reject};
 
-use super::super::{Binding, Half, Verdicts};
+use super::super::{Binding, Half, Place, Verdicts};
+use super::batch;
 use super::generations::Sums;
-use crate::model::PoolSpec;
 
 // aya wants its own marker on keys and values; byte arrays have it.
 type Bytes<T> = <T as Plain>::Bytes;
@@ -37,7 +38,7 @@ pub(super) struct Maps {
     counters: PerCpuArray<MapData, u64>,
     ports: HashMap<MapData, u32, Bytes<abi::Port>>,
     egress: DevMapHash<MapData>,
-    pools: LpmTrie<MapData, Addr, u32>,
+    addresses: LpmTrie<MapData, Addr, u32>,
     node: Array<MapData, Bytes<Node>>,
     carried_meters: HashMap<MapData, u32, Bytes<Meter>>,
     carried_counters: Array<MapData, u64>,
@@ -58,7 +59,7 @@ impl Maps {
             counters: take(ebpf, map::COUNTERS)?,
             ports: take(ebpf, map::PORTS)?,
             egress: take(ebpf, map::EGRESS)?,
-            pools: take(ebpf, map::POOLS)?,
+            addresses: take(ebpf, map::ADDRESSES)?,
             node: take(ebpf, map::NODE)?,
             carried_meters: take(ebpf, map::CARRIED_METERS)?,
             carried_counters: take(ebpf, map::CARRIED_COUNTERS)?,
@@ -80,26 +81,27 @@ impl Maps {
         Ok(true)
     }
 
-    /// Makes the map say which addresses are the pools', and which of these are reserved. Answers whether it said
-    /// anything else.
-    pub(super) fn set_pools(&mut self, pools: &[PoolSpec]) -> anyhow::Result<bool> {
-        let cidrs = pools
+    /// Makes the map say what addresses are, and answers whether it said anything else.
+    pub(super) fn set_addresses(&mut self, kinds: &BTreeMap<Ipv4Net, AddressKind>) -> anyhow::Result<bool> {
+        let wanted: BTreeMap<(u32, Addr), u32> = kinds
             .iter()
-            .flat_map(|pool| &pool.cidrs)
-            .map(|cidr| ((u32::from(cidr.prefix_len()), cidr.network().octets()), 1));
-        let reserved = pools.iter().flat_map(|pool| &pool.reserve).map(|addr| ((32, addr.octets()), 0));
-        let wanted: BTreeMap<(u32, Addr), u32> = cidrs.chain(reserved).collect();
+            .map(|(cidr, kind)| ((cidr.prefix_len().into(), cidr.network().octets()), *kind as u32))
+            .collect();
         let standing = self
-            .pools
+            .addresses
             .iter()
-            .map(|entry| entry.map(|(key, pooled)| ((key.prefix_len(), key.data()), pooled)))
+            .map(|entry| entry.map(|(key, kind)| ((key.prefix_len(), key.data()), kind)))
             .collect::<Result<BTreeMap<_, _>, _>>()
-            .with_context(|| failed(map::POOLS))?;
-        for (length, addr) in standing.keys().filter(|key| !wanted.contains_key(key)) {
-            found(self.pools.remove(&Key::new(*length, *addr))).with_context(|| failed(map::POOLS))?;
+            .with_context(|| failed(map::ADDRESSES))?;
+        // What is wanted comes first: an address that is reserved or the node's own is in a pool's CIDR as well.
+        for (key, kind) in wanted.iter().rev().filter(|(key, kind)| standing.get(key) != Some(kind)) {
+            self.addresses
+                .insert(&Key::new(key.0, key.1), kind, 0)
+                .with_context(|| failed(map::ADDRESSES))?;
         }
-        for (key, pooled) in wanted.iter().filter(|(key, pooled)| standing.get(key) != Some(pooled)) {
-            self.pools.insert(&Key::new(key.0, key.1), pooled, 0).with_context(|| failed(map::POOLS))?;
+        for (length, addr) in standing.keys().filter(|key| !wanted.contains_key(key)) {
+            found(self.addresses.remove(&Key::new(*length, *addr)))
+                .with_context(|| failed(map::ADDRESSES))?;
         }
         Ok(standing != wanted)
     }
@@ -111,37 +113,43 @@ impl Maps {
 
     /// Tells the program of an interface, and answers whether it knew anything else of it.
     pub(super) fn set_port(&mut self, ifindex: u32, port: abi::Port) -> anyhow::Result<bool> {
-        let port: Bytes<abi::Port> = bytemuck::cast(port);
-        let knows = found(self.ports.get(&ifindex, 0)).with_context(|| failed(map::PORTS))? == Some(port);
-        if !knows {
-            self.ports.insert(ifindex, port, 0).with_context(|| failed(map::PORTS))?;
-        }
+        // First the way out: what the program knows of, it sends packets to.
         let way_out = found(self.egress.get(ifindex, 0)).with_context(|| failed(map::EGRESS))?;
         let leads_there = way_out.is_some_and(|to| to.if_index == ifindex && to.prog_id.is_none());
         if !leads_there {
             self.egress.insert(ifindex, ifindex, None, 0).with_context(|| failed(map::EGRESS))?;
+        }
+        let port: Bytes<abi::Port> = bytemuck::cast(port);
+        let knows = found(self.ports.get(&ifindex, 0)).with_context(|| failed(map::PORTS))? == Some(port);
+        if !knows {
+            self.ports.insert(ifindex, port, 0).with_context(|| failed(map::PORTS))?;
         }
         Ok(!knows || !leads_there)
     }
 
     /// Makes the program forget an interface.
     pub(super) fn remove_port(&mut self, ifindex: u32) -> anyhow::Result<()> {
+        found(self.ports.remove(&ifindex)).with_context(|| failed(map::PORTS))?;
         // The kernel has taken it out of the devmap by itself if the interface is gone.
         found(self.egress.remove(ifindex)).with_context(|| failed(map::EGRESS))?;
-        found(self.ports.remove(&ifindex)).with_context(|| failed(map::PORTS))?;
         Ok(())
     }
 
-    pub(super) fn halves(&self) -> anyhow::Result<Vec<Half>> {
-        let inbound = self
-            .inbound
-            .iter()
-            .map(|entry| entry.map(|(key, value)| Half::Inbound(inbound_binding(key, value))));
-        let outbound = self
-            .outbound
-            .iter()
-            .map(|entry| entry.map(|(key, value)| Half::Outbound(outbound_binding(key, value))));
-        inbound.chain(outbound).collect::<Result<_, _>>().context("cannot read the binding maps")
+    /// Some halves of one kind, from a place on, and where those after them begin.
+    pub(super) fn some_halves(
+        &self,
+        Place { is_outbound, at }: Place,
+        count: u32,
+    ) -> anyhow::Result<(Vec<Half>, Option<u32>)> {
+        if is_outbound {
+            let (some, next) =
+                batch::read(&self.outbound, at, count).with_context(|| failed(map::OUTBOUND))?;
+            let half = |(key, value)| Half::Outbound(outbound_binding(key, value));
+            return Ok((some.into_iter().map(half).collect(), next));
+        }
+        let (some, next) = batch::read(&self.inbound, at, count).with_context(|| failed(map::INBOUND))?;
+        let half = |(key, value)| Half::Inbound(inbound_binding(key, value));
+        Ok((some.into_iter().map(half).collect(), next))
     }
 
     pub(super) fn inbound(&self, public_ip: Ipv4Addr) -> anyhow::Result<Option<Binding>> {

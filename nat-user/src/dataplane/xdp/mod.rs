@@ -5,6 +5,8 @@
 //! [`activate`](Dataplane::activate) changes interfaces over that an earlier daemon's program runs on. Where that one
 //! had other maps (`generations.rs`), both count until then, and no packet misses a binding.
 
+mod addresses;
+mod batch;
 mod bpffs;
 mod checks;
 mod findings;
@@ -27,6 +29,7 @@ use std::sync::Arc;
 use ::log::{debug, error, info, warn};
 use anyhow::Context as _;
 use aya_log::EbpfLogger;
+use ipnet::Ipv4Net;
 use nat_common::abi::{self, ABI_VERSION, Meter, Node};
 use rustix::thread::{MembarrierCommand, membarrier};
 
@@ -37,7 +40,7 @@ use self::interfaces::Interface;
 use self::maps::Maps;
 use self::object::{MapPins, Program};
 use self::ports::Ports;
-use super::{Binding, Dataplane, Half, Mended, Port, Role, Verdicts};
+use super::{Binding, Dataplane, Half, Mended, Place, Port, Role, Verdicts};
 use crate::config::{self, KeyError};
 use crate::model::PoolSpec;
 
@@ -95,7 +98,7 @@ impl XdpDataplane {
             }
         };
         let is_first = standing.is_empty();
-        Self::load(config, pools, node, standing, &wanted, Arc::clone(&lock)).map_err(|error| {
+        Self::load(config, pools, node, standing, &interfaces, &wanted, Arc::clone(&lock)).map_err(|error| {
             if !is_first {
                 return error;
             }
@@ -111,6 +114,7 @@ impl XdpDataplane {
         pools: &[PoolSpec],
         mut node: Node,
         mut earlier: Vec<Generation>,
+        interfaces: &[Interface],
         wanted: &[(&Interface, Role)],
         lock: Arc<PinLock>,
     ) -> anyhow::Result<Self> {
@@ -143,7 +147,8 @@ impl XdpDataplane {
                     generation.dir.display()
                 );
             }
-            maps.set_pools(pools).map_err(undo)?;
+            maps.set_addresses(&addresses::kinds(&config.uplinks, &config.downlinks, pools, interfaces))
+                .map_err(undo)?;
             // From here on another start can take these maps over, and unload can undo what follows.
             maps.set_node(node).map_err(undo)?;
         }
@@ -189,7 +194,11 @@ impl XdpDataplane {
             findings.note(changed.map(|changed| changed.then(|| what.to_owned())));
         };
         note("the node's settings were others, and are written again", self.maps.set_node(self.node));
-        note("the pools were others, and are written again", self.maps.set_pools(&self.pools));
+        let kinds = addresses::kinds(&self.config.uplinks, &self.config.downlinks, &self.pools, &interfaces);
+        note(
+            "what the program knows of addresses was otherwise, and is written again",
+            self.maps.set_addresses(&kinds),
+        );
         note("sysctl all.send_redirects set again", sysctls::set_all_send_redirects(0));
         self.ports.settle(&mut self.maps, &interfaces, &mut findings);
         Ok(findings)
@@ -341,16 +350,17 @@ fn role(config: &config::Datapath, name: &String) -> Role {
     }
 }
 
-/// The node's own public address. If the configuration names none: the first of the first uplink that has one.
+/// The node's own public address. If the configuration names none: the first public one of the uplinks, in their order.
 fn public_ip(config: &config::Datapath, interfaces: &[Interface]) -> Option<Ipv4Addr> {
     let uplinks = config.uplinks.iter().filter_map(|name| interfaces.iter().find(|i| i.name == *name));
-    let mut addresses = uplinks.flat_map(|interface| &interface.addresses).copied();
-    config.public_ip.or_else(|| addresses.find(|address| !address.is_link_local()))
+    let mut addresses = uplinks.flat_map(|interface| &interface.addresses).map(Ipv4Net::addr);
+    config.public_ip.or_else(|| addresses.find(|address| addresses::may_be_public(*address)))
 }
 
 impl Dataplane for XdpDataplane {
-    fn halves(&self) -> anyhow::Result<Vec<Half>> {
-        self.maps.halves()
+    fn some_halves(&self, place: Place, count: u32) -> anyhow::Result<(Vec<Half>, Option<Place>)> {
+        let (some, next) = self.maps.some_halves(place, count)?;
+        Ok((some, place.after(next)))
     }
 
     fn serves(&self) -> anyhow::Result<bool> {
@@ -358,7 +368,7 @@ impl Dataplane for XdpDataplane {
         for earlier in &self.earlier {
             stood |= earlier.bindings()? > 0;
         }
-        Ok(stood || !self.maps.halves()?.is_empty())
+        Ok(stood || !self.halves()?.is_empty())
     }
 
     fn inbound(&self, public_ip: Ipv4Addr) -> anyhow::Result<Option<Binding>> {
@@ -387,6 +397,11 @@ impl Dataplane for XdpDataplane {
         self.is_active = !self.is_first();
         for advice in self.settle()?.started()? {
             warn!("{advice}");
+        }
+        if self.node.public_ip == [0; 4] {
+            warn!(
+                "no uplink has a public address: ICMP errors of private routers are dropped; set node.public_ip"
+            );
         }
         if self.node.stage != Node::CURRENT {
             self.retire_earlier()?;
