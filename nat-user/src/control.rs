@@ -112,7 +112,7 @@ impl Control {
             info!("revision {revision}: {what}");
         }
         let settled = match self.fault {
-            None => reconcile::change(&mut *self.dataplane, &before, &after),
+            None => reconcile::change(&mut *self.dataplane, before, after),
             Some(_) => reconcile::everything(&mut *self.dataplane, self.store.model().bindings()),
         };
         self.note(settled.map(drop))

@@ -45,7 +45,9 @@ pub fn run(file: &Path, replace_program: bool) -> anyhow::Result<()> {
         let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let sockets = Sockets::claim(&config)?;
         let store = Store::open(&config.store_path, config.spec.clone(), config.datapath.max_bindings)?;
-        let mut dataplane = XdpDataplane::start(&config.datapath, &config.spec.pools)?;
+        let made = store.made();
+        let mut dataplane =
+            XdpDataplane::start(&config.datapath, &config.spec.pools).inspect_err(|_| made.remove())?;
         let is_first = dataplane.is_first();
         if let Some(logger) = dataplane.take_logger() {
             thread::Builder::new().name("xdp-log".to_owned()).spawn(|| carry_log(logger))?;
@@ -54,6 +56,7 @@ pub fn run(file: &Path, replace_program: bool) -> anyhow::Result<()> {
         if served.is_err() && is_first {
             // Nobody counts on it yet. Why it failed is what has to be told.
             xdp::unload(&config.datapath.pin_path).unwrap_or_else(|error| error!("{error:#}"));
+            made.remove();
         }
         served
     })

@@ -53,6 +53,7 @@ fn nothing_is_left(lab: &Lab, config: &Config) -> Result<()> {
     }
     // A bpffs that was mounted on it would be busy, so this is about mounts as well.
     assert!(!config.pin_path.exists(), "{} is there", config.pin_path.display());
+    assert!(!config.store().exists(), "{} is there", config.store().display());
     Ok(())
 }
 

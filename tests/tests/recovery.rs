@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use tests::lab::{
-    Bed, Config, Daemon, EIP1, INTERNET, Lab, Setup, Topology, VM1, eipnat_binary, ping, refused, run_eipnat,
+    Bed, Config, Daemon, EIP1, INTERNET, Lab, Setup, Topology, VM1, eipnat_binary, ping, pins, refused,
+    run_eipnat,
 };
 
 /// Runs a daemon that is refused, and returns what it says.
@@ -84,6 +85,48 @@ fn what_a_killed_start_left_is_made_anew() -> Result<()> {
     daemon.stop()?;
     daemon.unload()?;
     lab.remove()
+}
+
+#[test]
+fn maps_whose_pins_were_removed_are_found_by_the_program_that_uses_them() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        assert_eq!(ping(&bed.lab.internet, EIP1, 5, &[])?.received, 5);
+        let (programs, before) = (bed.lab.programs()?, bed.daemon.meter(EIP1)?);
+        bed.daemon.stop()?;
+        let maps = bed.daemon.config().pin_path.join("maps_1");
+        for name in ["NODE", "PORTS", "COUNTERS", "INBOUND"] {
+            fs::remove_file(maps.join(name))?;
+        }
+        bed.daemon = Daemon::start(&bed.lab, &eipnat_binary()?, bed.daemon.config().clone())?;
+        assert_eq!(bed.lab.programs()?, programs, "it runs on the same maps");
+        assert_eq!(bed.daemon.meter(EIP1)?, before);
+        assert!(maps.join("NODE").exists());
+        assert_eq!(ping(&bed.lab.internet, EIP1, 5, &[])?.received, 5);
+        Ok(())
+    })
+}
+
+#[test]
+fn unload_does_what_it_can_and_tells_the_rest() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        bed.daemon.stop()?;
+        let pin_path = bed.daemon.config().pin_path.clone();
+        let strange = pin_path.join("maps_1/strange");
+        fs::create_dir(&strange)?;
+        for name in ["NODE", "METERS"] {
+            fs::remove_file(pin_path.join("maps_1").join(name))?;
+        }
+        let config = bed.lab.file("unload.toml");
+        fs::write(&config, bed.daemon.config().to_toml())?;
+        let unload = ["unload", "--config", &config.to_string_lossy()];
+        let line = refused(&run_eipnat(&bed.lab.node, &eipnat_binary()?, &unload)?)?;
+        ensure!(line.starts_with("removed, but for this: ") && line.contains("maps_1"), "{line}");
+        assert_eq!(bed.lab.programs()?, []);
+        assert_eq!(bed.lab.node.read_sysctl("net/ipv4/conf/dn0/forwarding")?, "0");
+        assert_eq!(pins(bed.daemon.config())?, ["maps_1"]);
+        assert_eq!(fs::read_dir(pin_path.join("maps_1"))?.count(), 1);
+        Ok(fs::remove_dir(strange)?)
+    })
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The API from the other side: a connection to the daemon's socket for each request.
 
 use std::convert::Infallible;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -15,6 +15,8 @@ use hyper::client::conn::http1;
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -219,7 +221,7 @@ impl Client {
         patience: Duration,
     ) -> Result<(StatusCode, Bytes)> {
         let stream =
-            UnixStream::connect(&self.socket).await.map_err(|error| no_daemon(&self.socket, &error))?;
+            connect(&self.socket, patience).await.map_err(|error| no_daemon(&self.socket, &error))?;
         let exchange = async { timeout(patience, exchange(stream, method, path, body)).await? };
         exchange.await.map_err(|error| {
             Error::Broken(error.context(format!("the daemon at {} gave no answer", self.socket.display())))
@@ -234,8 +236,27 @@ impl Client {
     }
 }
 
-fn no_daemon(socket: &Path, error: &std::io::Error) -> Error {
+/// Connects, and waits for its turn where many do: without blocking, the kernel would only say that there is no room.
+async fn connect(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
+    let address = SocketAddrUnix::new(socket)?;
+    let connect = move || -> io::Result<std::os::unix::net::UnixStream> {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        set_socket_timeout(&socket, Timeout::Send, Some(patience))?;
+        rustix::net::connect(&socket, &address)?;
+        let stream = std::os::unix::net::UnixStream::from(socket);
+        stream.set_nonblocking(true)?;
+        Ok(stream)
+    };
+    UnixStream::from_std(tokio::task::spawn_blocking(connect).await??)
+}
+
+fn no_daemon(socket: &Path, error: &io::Error) -> Error {
     let socket = socket.display();
+    if error.kind() == ErrorKind::WouldBlock {
+        return Error::Broken(anyhow::anyhow!(
+            "the daemon at {socket} is busy and takes no connection; try again"
+        ));
+    }
     Error::NoDaemon(match error.kind() {
         ErrorKind::PermissionDenied => {
             format!(

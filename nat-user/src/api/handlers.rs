@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::{ApiError, import as lines, types};
 use crate::control::{self, Control, Shared};
-use crate::model::{Command, Model, Name, Subject};
+use crate::model::{Allocation, Command, Model, Name, Subject};
 
 type Answer<T> = Result<Json<T>, ApiError>;
 type Eip = Result<Path<Ipv4Addr>, PathRejection>;
@@ -114,8 +114,9 @@ pub(super) async fn allocate(
     State(control): State<Shared>,
     body: Result<Json<types::Allocate>, JsonRejection>,
 ) -> Result<(StatusCode, Json<types::Eip>), ApiError> {
-    let Json(types::Allocate { pool, address, account }) = body?;
-    let allocated = eip_command(&control, Command::Allocate { pool, address, account }).await?;
+    let Json(types::Allocate { pool, address, account, request }) = body?;
+    let wanted = Allocation { pool, address, account, request };
+    let allocated = eip_command(&control, Command::Allocate(wanted)).await?;
     Ok((StatusCode::CREATED, allocated))
 }
 

@@ -15,7 +15,7 @@ use tokio::net::UnixListener;
 use crate::config::{self, Api, KeyError};
 
 /// Connections that may wait for the daemon to accept them.
-const BACKLOG: i32 = 128;
+const BACKLOG: i32 = 1024;
 
 /// A socket that is there and that nobody can connect to yet, and the right to serve it, which no second daemon gets.
 #[derive(Debug)]

@@ -198,6 +198,9 @@ pub struct Allocate {
     pub address: Option<Ipv4Addr>,
     /// Who is to hold it.
     pub account: Option<Name>,
+    /// A name of the client's own for what it wants: asked for again by the same account, it gets the same EIP as long as
+    /// that is held. So a retry is safe.
+    pub request: Option<Name>,
 }
 
 /// Body of `PUT /v1/eips/{eip}/target`.

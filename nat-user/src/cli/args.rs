@@ -88,6 +88,9 @@ pub(super) enum Eip {
         /// Who is to hold it [default: default]
         #[arg(long)]
         account: Option<Name>,
+        /// A name of your own for it: repeated with the same, the command gives the same EIP
+        #[arg(long, value_name = "NAME")]
+        request: Option<Name>,
     },
     /// Let an EIP stand for a target; done when it returns
     Attach {

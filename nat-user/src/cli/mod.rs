@@ -84,8 +84,9 @@ fn execute(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<()> {
 fn eip(cli: &Cli, command: &Eip, out: &mut dyn Write) -> anyhow::Result<()> {
     let one = |eip: &types::Eip| render::eips(std::slice::from_ref(eip));
     match command {
-        Eip::Allocate { pool, address, account } => {
-            let wanted = types::Allocate { pool: pool.clone(), address: *address, account: account.clone() };
+        Eip::Allocate { pool, address, account, request } => {
+            let (pool, account, request) = (pool.clone(), account.clone(), request.clone());
+            let wanted = types::Allocate { pool, address: *address, account, request };
             show(cli, out, &ask(cli, async |daemon| daemon.allocate(&wanted).await)?, one)
         }
         Eip::Attach { eip, target, reassign } => {

@@ -3,12 +3,13 @@ use std::time::Duration;
 use super::*;
 use crate::dataplane::memory::{Event, MemoryDataplane, State};
 use crate::dataplane::{Binding, Half};
-use crate::model::{Name, PoolSpec, Spec, Target};
+use crate::model::{Allocation, Name, PoolSpec, Spec, Target};
 
 const EIP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 0);
 const VM: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 const BINDING: Binding = Binding { public_ip: EIP, tenant: 0, private_ip: VM, meter: 0 };
-const ALLOCATE: Command = Command::Allocate { pool: None, address: None, account: None };
+const ALLOCATE: Command =
+    Command::Allocate(Allocation { pool: None, address: None, account: None, request: None });
 const ATTACH: Command = Command::Attach { eip: EIP, target: Target::PrivateIp(VM), reassign: false };
 
 fn try_start(dataplane: &MemoryDataplane) -> anyhow::Result<Control> {

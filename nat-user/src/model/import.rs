@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::time::SystemTime;
 
-use super::{Change, Command, Edit, Model, Name, Refusal, Subject, Target};
+use super::{Allocation, Change, Command, Edit, Model, Name, Refusal, Subject, Target};
 
 /// An EIP that is to be allocated and attached, as far as it is not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,9 +68,9 @@ impl Model {
             }
             Ok(_) => Ok(vec![attach]),
             Err(_) => {
-                let allocate =
-                    Command::Allocate { pool: None, address: Some(line.eip), account: Some(account) };
-                Ok(vec![allocate, attach])
+                let wanted =
+                    Allocation { address: Some(line.eip), account: Some(account), ..Allocation::default() };
+                Ok(vec![Command::Allocate(wanted), attach])
             }
         }
     }

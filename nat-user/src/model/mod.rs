@@ -24,7 +24,7 @@ use crate::dataplane::Binding;
 pub use import::{ImportError, Line};
 use meters::Meters;
 pub use name::{Name, NameError, Target};
-pub use plan::Command;
+pub use plan::{Allocation, Command};
 use pool::Pool;
 pub use pool::PoolSpec;
 pub use records::{Attachment, Carried, Change, Closing, Edit, Eip, PublicIp, Record, Returned, Subject, Vm};
@@ -112,6 +112,8 @@ pub struct Model {
     /// How many bindings there may be.
     capacity: u32,
     eips: BTreeMap<Ipv4Addr, Eip>,
+    /// EIPs by account and the account's own name for them.
+    requests: HashMap<(Name, Name), Ipv4Addr>,
     vms: BTreeMap<Name, Vm>,
     vm_names: HashMap<Ipv4Addr, Name>,
     /// Every binding that the datapath has to serve, by private address.
@@ -133,6 +135,7 @@ impl Model {
             quotas: spec.quotas,
             capacity,
             eips: BTreeMap::new(),
+            requests: HashMap::new(),
             vms: BTreeMap::new(),
             vm_names: HashMap::new(),
             bound: HashMap::new(),
@@ -154,6 +157,11 @@ impl Model {
     /// If the address is nobody's.
     pub fn eip(&self, address: Ipv4Addr) -> Result<&Eip, Refusal> {
         self.eips.get(&address).ok_or(Refusal::UnknownEip(address))
+    }
+
+    /// The EIP that an account has got by a name of its own.
+    fn requested(&self, account: &Name, request: Option<&Name>) -> Option<&Eip> {
+        self.eips.get(self.requests.get(&(account.clone(), request?.clone()))?)
     }
 
     /// Every VM, by name.
@@ -232,6 +240,12 @@ impl Model {
             Record::Eip(eip) => {
                 self.hold(eip.address)?;
                 self.accounts.entry(eip.account.clone()).or_default().eips += 1;
+                if let Some(request) = &eip.request
+                    && let Some(other) =
+                        self.requests.insert((eip.account.clone(), request.clone()), eip.address)
+                {
+                    return Err(format!("{other} and {} were asked for by the same name", eip.address));
+                }
                 self.eips.insert(eip.address, eip);
             }
             Record::Vm(vm) => {
@@ -290,6 +304,9 @@ impl Model {
             Record::Eip(eip) => {
                 self.let_go(eip.address);
                 self.count(&eip.account, |holdings| holdings.eips -= 1);
+                if let Some(request) = &eip.request {
+                    self.requests.remove(&(eip.account.clone(), request.clone()));
+                }
                 self.eips.remove(&eip.address);
             }
             Record::Vm(vm) => {

@@ -20,6 +20,12 @@ impl Name {
     pub fn default_one() -> Self {
         Self("default".to_owned())
     }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 /// A text that is no [`Name`].

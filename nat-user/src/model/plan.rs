@@ -8,22 +8,15 @@ use nat_common::abi::Meter;
 
 use super::pool::Pool;
 use super::{
-    Attachment, Carried, Change, Closing, Eip, Model, Name, PublicIp, Record, Refusal, Returned, Subject,
-    Target, Vm, unusable,
+    Attachment, Carried, Change, Closing, Eip, Model, Name, PublicIp, Record, Refusal, Returned,
+    SPARE_METERS, Subject, Target, Vm, unusable,
 };
 
 /// What somebody wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// An account wants an EIP.
-    Allocate {
-        /// From this pool.
-        pool: Option<Name>,
-        /// This very address.
-        address: Option<Ipv4Addr>,
-        /// The account.
-        account: Option<Name>,
-    },
+    Allocate(Allocation),
     /// An EIP is to stand for a target. Fine if it does already.
     Attach {
         /// The EIP.
@@ -54,6 +47,19 @@ pub enum Command {
     DestroyVm(Name),
 }
 
+/// Which EIP an account wants.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Allocation {
+    /// From this pool.
+    pub pool: Option<Name>,
+    /// This very address.
+    pub address: Option<Ipv4Addr>,
+    /// The account.
+    pub account: Option<Name>,
+    /// The client's name for what it wants: asked for again, it gets the EIP that it has already.
+    pub request: Option<Name>,
+}
+
 /// A change that is being put together, and what it has already taken of the state that it starts from.
 struct Draft<'a> {
     model: &'a Model,
@@ -71,9 +77,7 @@ impl Model {
     /// If it cannot be.
     pub fn plan(&self, command: &Command, now: SystemTime) -> Result<Change, Refusal> {
         match command {
-            Command::Allocate { pool, address, account } => {
-                self.plan_allocate(pool.as_ref(), *address, account.as_ref(), now)
-            }
+            Command::Allocate(wanted) => self.plan_allocate(wanted, now),
             Command::Attach { eip, target, reassign } => self.plan_attach(*eip, target, *reassign, now),
             Command::Detach(eip) => self.plan_detach(*eip, now),
             Command::Release(eip) => self.plan_release(*eip, now),
@@ -127,29 +131,34 @@ impl Model {
         change
     }
 
-    fn plan_allocate(
-        &self,
-        pool: Option<&Name>,
-        address: Option<Ipv4Addr>,
-        account: Option<&Name>,
-        now: SystemTime,
-    ) -> Result<Change, Refusal> {
+    fn plan_allocate(&self, wanted: &Allocation, now: SystemTime) -> Result<Change, Refusal> {
+        let account = wanted.account.clone().unwrap_or_else(Name::default_one);
+        if let Some(there) = self.requested(&account, wanted.request.as_ref()) {
+            let is_other = wanted.address.is_some_and(|address| address != there.address)
+                || wanted.pool.as_ref().is_some_and(|pool| *pool != there.pool);
+            return if is_other {
+                Err(Refusal::RequestUsed { request: wanted.request.clone(), address: there.address })
+            } else {
+                Ok(Change::nothing(Subject::Eip(there.clone())))
+            };
+        }
+        let pool = wanted.pool.as_ref();
         let named =
             pool.map(|name| self.pool(name).ok_or_else(|| Refusal::UnknownPool(name.clone()))).transpose()?;
-        let (pool, address) = if let Some(address) = address {
+        let (pool, address) = if let Some(address) = wanted.address {
             (self.wanted(address, named, now)?, address)
         } else {
             let pool = named.or_else(|| self.default_pool()).ok_or(Refusal::WhichPool)?;
             (pool, pool.next(now)?)
         };
-        let account = account.cloned().unwrap_or_else(Name::default_one);
         if let Some(quota) = self.quota(&account).eips.filter(|quota| self.holdings(&account).eips >= *quota)
         {
             return Err(Refusal::EipQuota { account, quota });
         }
         let name = pool.spec.name.clone();
         let what = format!("{address} of pool {name} allocated to account {account}");
-        let eip = Eip { address, pool: name, account, attached: None, carried: None };
+        let request = wanted.request.clone();
+        let eip = Eip { address, pool: name, account, request, attached: None, carried: None };
         let mut draft = Draft::new(self, Subject::Eip(eip.clone()), now);
         draft.take_from(pool, address);
         draft.change.push(None, Some(Record::Eip(eip.clone())));
@@ -345,7 +354,7 @@ impl<'a> Draft<'a> {
             return Err(Refusal::NoRoom(self.model.capacity));
         }
         self.bound += 1;
-        self.free_meters.next().ok_or(Refusal::NoRoom(self.model.capacity))
+        self.free_meters.next().ok_or(Refusal::TooManyEnd(SPARE_METERS))
     }
 
     /// Ends an EIP's binding, if it has one; `vm` is what it stands for.

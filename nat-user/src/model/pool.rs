@@ -129,7 +129,9 @@ impl Pool {
 
     pub(super) fn usage(&self, now: SystemTime) -> PoolUsage<'_> {
         let addresses: u64 = self.spec.cidrs.iter().map(|cidr| 1_u64 << (32 - cidr.prefix_len())).sum();
-        let size = addresses - self.spec.reserve.len() as u64;
+        // One that was handed out before the configuration reserved it counts until it is given back.
+        let kept_back = self.spec.reserve.iter().filter(|address| !self.held.contains(*address)).count();
+        let size = addresses - kept_back as u64;
         let allocated = self.held.len() as u64;
         let cooling = self.queue.iter().rev().take_while(|(free_at, _)| *free_at > now).count() as u64;
         PoolUsage {

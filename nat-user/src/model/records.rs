@@ -24,6 +24,9 @@ pub struct Eip {
     pub pool: Name,
     /// Who holds it.
     pub account: Name,
+    /// The holder's own name for it, under which it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<Name>,
     /// What it is attached to.
     pub attached: Option<Attachment>,
     /// What it has carried before it was attached as it is now; `None` if it was never attached.

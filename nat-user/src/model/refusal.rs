@@ -162,6 +162,17 @@ pub enum Refusal {
         "all {0} places for bindings are taken; detach an EIP, destroy a VM, or raise datapath.max_bindings"
     )]
     NoRoom(u32),
+    /// Bindings that end keep their counters until these are read, and there is no room for so many more.
+    #[error("too many bindings would end at once while all places are taken; do it in parts of {0}")]
+    TooManyEnd(u32),
+    /// The client has used that name for another EIP.
+    #[error("the request {} has got {address} already; name another one", .request.as_ref().map_or("", Name::as_str))]
+    RequestUsed {
+        /// The client's name for what it wanted.
+        request: Option<Name>,
+        /// What it got.
+        address: Ipv4Addr,
+    },
 }
 
 /// What a client can do about a refusal.
@@ -199,7 +210,9 @@ impl Refusal {
             | Self::PoolExhausted { .. }
             | Self::Attached { .. }
             | Self::PrivateIpBound { .. }
-            | Self::NoRoom(_) => Kind::Conflict,
+            | Self::NoRoom(_)
+            | Self::TooManyEnd(_)
+            | Self::RequestUsed { .. } => Kind::Conflict,
         }
     }
 }

@@ -27,11 +27,11 @@ fn at(seconds: u64) -> SystemTime {
 }
 
 fn allocate(pool: Option<&str>, address: Option<&str>) -> Command {
-    Command::Allocate {
+    Command::Allocate(Allocation {
         pool: pool.map(|name| name.parse().unwrap()),
         address: address.map(|address| address.parse().unwrap()),
-        account: None,
-    }
+        ..Allocation::default()
+    })
 }
 
 fn attach(eip: &str, target: &str) -> Command {
@@ -239,8 +239,8 @@ fn a_vm_has_one_public_address_whatever_happens() {
         "VM web of account acme created at 10.0.0.2 with 203.0.113.0"
     );
     let account = |command| match command {
-        Command::Allocate { pool, address, .. } => {
-            Command::Allocate { pool, address, account: Some("acme".parse().unwrap()) }
+        Command::Allocate(wanted) => {
+            Command::Allocate(Allocation { account: Some("acme".parse().unwrap()), ..wanted })
         }
         other => other,
     };
@@ -389,4 +389,35 @@ fn an_import_is_whole_or_not_at_all() {
     model.apply(change);
     assert_eq!(model.bound(), 4);
     assert!(model.plan_import(&good, at(0)).unwrap().is_nothing());
+}
+
+/// A client that has not heard the answer asks again.
+#[test]
+fn the_same_request_gets_the_same_eip_once() {
+    let mut model = model(&[("default", "203.0.113.0/29"), ("small", "198.51.100.0/32")], 8);
+    let request = |account: &str, pool: Option<&str>, address: Option<&str>| {
+        Command::Allocate(Allocation {
+            pool: pool.map(|name| name.parse().unwrap()),
+            address: address.map(|address| address.parse().unwrap()),
+            account: Some(account.parse().unwrap()),
+            request: Some("web".parse().unwrap()),
+        })
+    };
+    let acme = request("acme", None, None);
+    assert_eq!(
+        run(&mut model, &[(0, acme.clone())]),
+        "203.0.113.0 of pool default allocated to account acme"
+    );
+    let again = model.plan(&acme, at(0)).unwrap();
+    assert!(again.is_nothing());
+    assert!(matches!(&again.subject, Subject::Eip(eip) if eip.address == Ipv4Addr::new(203, 0, 113, 0)));
+    assert!(model.plan(&request("acme", Some("default"), Some("203.0.113.0")), at(0)).unwrap().is_nothing());
+    for (pool, address) in [(Some("small"), None), (None, Some("203.0.113.5"))] {
+        let said = run(&mut model, &[(0, request("acme", pool, address))]);
+        assert_eq!(said, "the request web has got 203.0.113.0 already; name another one");
+    }
+    let other = run(&mut model, &[(0, request("other", None, None))]);
+    assert_eq!(other, "203.0.113.1 of pool default allocated to account other");
+    let after_release = run(&mut model, &[(0, release("203.0.113.0")), (0, acme)]);
+    assert_eq!(after_release, "203.0.113.2 of pool default allocated to account acme");
 }

@@ -23,7 +23,8 @@ mod patrol;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::Ipv4Addr;
 
 use crate::dataplane::{Binding, Dataplane, Half};
 pub use patrol::Patrol;
@@ -94,23 +95,69 @@ pub fn everything_from(
 }
 
 /// Brings what one change touches to its desired state: the addresses of `before` and `after`, where `after` is
-/// what is to stand.
+/// what is to stand. A large change is done in parts, so that a VM which gets another address is without one for a moment
+/// only, and not for as long as all of it takes.
 ///
 /// # Errors
 /// If the datapath cannot be read or written.
 pub fn change(
     dataplane: &mut dyn Dataplane,
-    before: &[Binding],
-    after: &[Binding],
+    before: Vec<Binding>,
+    after: Vec<Binding>,
 ) -> anyhow::Result<Vec<Step>> {
-    let mut actual = BTreeSet::new();
-    for &Binding { public_ip, tenant, private_ip, .. } in before.iter().chain(after) {
-        actual.extend(dataplane.inbound(public_ip)?.map(Half::Inbound));
-        actual.extend(dataplane.outbound(tenant, private_ip)?.map(Half::Outbound));
+    let mut all = Vec::new();
+    for part in parts(before, after) {
+        let mut actual = BTreeSet::new();
+        for &Binding { public_ip, tenant, private_ip, .. } in part.before.iter().chain(&part.after) {
+            actual.extend(dataplane.inbound(public_ip)?.map(Half::Inbound));
+            actual.extend(dataplane.outbound(tenant, private_ip)?.map(Half::Outbound));
+        }
+        let steps = plan(&halves(part.after), &actual);
+        apply(dataplane, &steps)?;
+        all.extend(steps);
     }
-    let steps = plan(&halves(after.iter().copied()), &actual);
-    apply(dataplane, &steps)?;
-    Ok(steps)
+    Ok(all)
+}
+
+/// A change, or as much of it as is done at once.
+#[derive(Debug, Default)]
+struct Part {
+    before: Vec<Binding>,
+    after: Vec<Binding>,
+}
+
+/// How many bindings are changed at once.
+const PART: usize = 4096;
+
+/// Cuts a change into parts that have no address in common. A private address is in one part anyway; where a public one
+/// would be in two, it is all one part.
+fn parts(before: Vec<Binding>, after: Vec<Binding>) -> Vec<Part> {
+    if before.len() + after.len() <= PART {
+        return vec![Part { before, after }];
+    }
+    let mut by_private = BTreeMap::<(u32, Ipv4Addr), Part>::new();
+    for binding in &before {
+        by_private.entry((binding.tenant, binding.private_ip)).or_default().before.push(*binding);
+    }
+    for binding in &after {
+        by_private.entry((binding.tenant, binding.private_ip)).or_default().after.push(*binding);
+    }
+    let (mut parts, mut places) = (vec![Part::default()], HashMap::new());
+    for one in by_private.into_values() {
+        if parts.last().is_some_and(|part| part.before.len() + part.after.len() >= PART) {
+            parts.push(Part::default());
+        }
+        for binding in one.before.iter().chain(&one.after) {
+            if *places.entry(binding.public_ip).or_insert(parts.len()) != parts.len() {
+                return vec![Part { before, after }];
+            }
+        }
+        if let Some(part) = parts.last_mut() {
+            part.before.extend(one.before);
+            part.after.extend(one.after);
+        }
+    }
+    parts
 }
 
 fn halves(bindings: impl IntoIterator<Item = Binding>) -> BTreeSet<Half> {

@@ -137,7 +137,8 @@ proptest! {
         for half in halves(before) {
             put(&mut dataplane.state(), half);
         }
-        change(&mut dataplane, before.as_slice(), after.as_slice()).unwrap();
+        let list = |binding: &Option<Binding>| binding.iter().copied().collect();
+        change(&mut dataplane, list(&before), list(&after)).unwrap();
 
         let mut expected: BTreeSet<Half> = others.into_iter().collect();
         expected.extend(halves(after));
@@ -165,6 +166,49 @@ fn a_move_takes_the_old_away_waits_and_puts_the_new_in() {
 fn a_leftover_of_somebody_else_is_cleared_by_an_attach() {
     let (leftover, wanted) = (binding(9, 1, 3), binding(7, 1, 0));
     let mut dataplane = dataplane_with(&[Half::Outbound(leftover)]);
-    change(&mut dataplane, &[], &[wanted]).unwrap();
+    change(&mut dataplane, vec![], vec![wanted]).unwrap();
     assert_eq!(dataplane.state().halves(), [Half::Inbound(wanted), Half::Outbound(wanted)]);
+}
+
+/// A VM that gets another address is without one for a part of the change only.
+#[test]
+fn a_large_change_is_done_in_parts() {
+    let numbered = |public: u32, private: u32| Binding {
+        public_ip: (0xcb00_0000 + public).into(),
+        tenant: 0,
+        private_ip: (0x0a00_0000 + private).into(),
+        meter: public,
+    };
+    let count = 2 * u32::try_from(PART).unwrap();
+    let before: Vec<Binding> = (0..count).map(|n| numbered(n, n)).collect();
+    let after: Vec<Binding> = (0..count).map(|n| numbered(count + n, n)).collect();
+    let mut dataplane = MemoryDataplane::new(2 * count);
+    change(&mut dataplane, vec![], before.clone()).unwrap();
+    dataplane.state().events.clear();
+    change(&mut dataplane, before.clone(), after.clone()).unwrap();
+    assert_eq!(dataplane.state().halves().into_iter().collect::<BTreeSet<_>>(), halves(after.clone()));
+    let (mut missing, mut most) = (0_usize, 0);
+    for event in &dataplane.state().events {
+        match event {
+            Event::Remove(Half::Inbound(_)) => missing += 1,
+            Event::Insert(Half::Inbound(_)) => missing -= 1,
+            _ => {}
+        }
+        most = most.max(missing);
+    }
+    assert!((1..=PART).contains(&most), "{most} VMs without an address at one time");
+
+    // One public address that goes from the first private address to the last keeps all in one part.
+    let mut swapped = after.clone();
+    swapped.reverse();
+    let moved: Vec<Binding> = after
+        .iter()
+        .zip(&swapped)
+        .map(|(one, other)| Binding { private_ip: other.private_ip, ..*one })
+        .collect();
+    dataplane.state().events.clear();
+    change(&mut dataplane, after, moved.clone()).unwrap();
+    assert_eq!(dataplane.state().halves().into_iter().collect::<BTreeSet<_>>(), halves(moved));
+    let pauses = dataplane.state().events.iter().filter(|event| **event == Event::Quiesce).count();
+    assert_eq!(pauses, 1);
 }

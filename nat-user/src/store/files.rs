@@ -30,8 +30,37 @@ fn make_directory(directory: &Path) -> Result<(), KeyError> {
     })
 }
 
+/// What was not there before.
+#[derive(Clone, Debug, Default)]
+pub struct Made {
+    directory: Option<PathBuf>,
+    database: Option<PathBuf>,
+}
+
+impl Made {
+    /// Makes a new database: whole, or not there.
+    pub(super) fn create(&mut self, database: &Path) -> anyhow::Result<()> {
+        create(database).inspect_err(|_| self.remove())?;
+        self.database = Some(database.to_owned());
+        Ok(())
+    }
+
+    /// Removes it again: nobody has been told of it yet. More than trying cannot be done.
+    pub fn remove(&self) {
+        if let Some(database) = &self.database {
+            for suffix in ["", "-journal"] {
+                let _ = fs::remove_file(with_suffix(database, suffix));
+            }
+        }
+        if let Some(directory) = &self.directory {
+            let _ = fs::remove_dir(directory);
+        }
+    }
+}
+
 /// Makes the directory, and sees whether a database can be there.
-pub(super) fn prepare(directory: &Path, database: &Path) -> anyhow::Result<()> {
+pub(super) fn prepare(directory: &Path, database: &Path) -> anyhow::Result<Made> {
+    let made = Made { directory: (!directory.exists()).then(|| directory.to_owned()), database: None };
     make_directory(directory)?;
     // SQLite would take an empty file for a new database.
     if fs::metadata(database).is_ok_and(|file| file.len() == 0) {
@@ -42,11 +71,10 @@ pub(super) fn prepare(directory: &Path, database: &Path) -> anyhow::Result<()> {
         );
         return Err(KeyError::new("store.path", what).into());
     }
-    Ok(())
+    Ok(made)
 }
 
-/// Makes a new database: whole, or not there.
-pub(super) fn create(database: &Path) -> anyhow::Result<()> {
+fn create(database: &Path) -> anyhow::Result<()> {
     let part = with_suffix(database, ".new");
     for suffix in ["", "-journal"] {
         remove_if_there(&with_suffix(&part, suffix))?;

@@ -17,7 +17,7 @@ use anyhow::{Context as _, anyhow, bail};
 use rusqlite::{Connection, MAIN_DB, OptionalExtension as _, params};
 
 use self::digest::Digest;
-pub use self::files::{restore, write_backup};
+pub use self::files::{Made, restore, write_backup};
 use crate::config::KeyError;
 use crate::model::{Change, Model, Record, Spec, meters};
 
@@ -31,6 +31,7 @@ pub struct Store {
     model: Model,
     revision: u64,
     digest: Digest,
+    made: Made,
 }
 
 impl Store {
@@ -40,15 +41,22 @@ impl Store {
     /// [`KeyError`] if another daemon has it open, it is damaged, a newer version made it, or it cannot be made.
     pub fn open(directory: &Path, spec: Spec, capacity: u32) -> anyhow::Result<Self> {
         let path = directory.join(FILE);
-        files::prepare(directory, &path)?;
+        let mut made = files::prepare(directory, &path)?;
         if !path.exists() {
-            files::create(&path).map_err(|error| explained(&path, error))?;
+            made.create(&path).map_err(|error| explained(&path, error))?;
         }
         let open = || {
             let connection = Connection::open(&path)?;
             Self::load(connection, spec, capacity)
         };
-        open().map_err(|error| explained(&path, error))
+        let store = open().map_err(|error| explained(&path, error))?;
+        Ok(Self { made, ..store })
+    }
+
+    /// What opening it has made, for a start that fails later.
+    #[must_use]
+    pub fn made(&self) -> Made {
+        self.made.clone()
     }
 
     /// A store that ends with this process, for tests.
@@ -82,7 +90,7 @@ impl Store {
         if actual.with_revision(revision) != digest {
             bail!(Damage("its contents do not fit their checksum".to_owned()));
         }
-        let mut store = Self { connection, model, revision, digest: actual };
+        let mut store = Self { connection, model, revision, digest: actual, made: Made::default() };
         store.rewrite(&outdated)?;
         Ok(store)
     }

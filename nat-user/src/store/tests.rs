@@ -2,7 +2,7 @@ use std::fs;
 use std::time::{Duration, SystemTime};
 
 use super::*;
-use crate::model::{Command, Name, PoolSpec};
+use crate::model::{Allocation, Command, Name, PoolSpec};
 
 const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
@@ -21,7 +21,7 @@ fn open(directory: &Path) -> anyhow::Result<Store> {
 }
 
 fn allocate(store: &mut Store) {
-    let command = Command::Allocate { pool: None, address: None, account: None };
+    let command = Command::Allocate(Allocation::default());
     let change = store.model().plan(&command, NOW).unwrap();
     store.commit(change).unwrap();
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
-use nat_user::model::{Command, Name, Spec, Target};
+use nat_user::model::{Allocation, Command, Name, Spec, Target};
 use nat_user::store::Store;
 
 use crate::lab::default_pool;
@@ -59,7 +59,7 @@ fn command(number: u64) -> Command {
     let private_ip = Ipv4Addr::new(10, 0, 0, last(5));
     let name = || Name::default_one();
     match number % 6 {
-        0 | 3 => Command::Allocate { pool: None, address: None, account: None },
+        0 | 3 => Command::Allocate(Allocation::default()),
         1 => Command::Attach { eip, target: Target::PrivateIp(private_ip), reassign: true },
         2 => Command::CreateVm { name: name(), private_ip, account: None, public_ip: true, pool: None },
         4 if number % 12 == 4 => Command::DestroyVm(name()),

@@ -63,6 +63,12 @@ impl Config {
         self.dir.join("api.sock")
     }
 
+    /// `store.path`.
+    #[must_use]
+    pub fn store(&self) -> PathBuf {
+        self.dir.join("store")
+    }
+
     /// The file's text.
     #[must_use]
     pub fn to_toml(&self) -> String {
@@ -91,7 +97,7 @@ reuse_delay = "60s"
             self.mode,
             self.max_bindings,
             self.pin_path.display(),
-            self.dir.join("store").display(),
+            self.store().display(),
             self.socket().display(),
             super::POOL,
         )

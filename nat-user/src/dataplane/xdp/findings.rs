@@ -1,5 +1,6 @@
 //! What a look at the datapath has come to.
 
+use anyhow::anyhow;
 use log::debug;
 
 use crate::dataplane::Mended;
@@ -45,6 +46,12 @@ impl Findings {
     /// Takes down whether an attempt has failed.
     pub(super) fn check(&mut self, attempt: anyhow::Result<()>) {
         self.failed.extend(attempt.err());
+    }
+
+    /// For an end: fails with all that has failed.
+    pub(super) fn ended(self) -> anyhow::Result<()> {
+        let failed: Vec<String> = self.failed.iter().map(|error| format!("{error:#}")).collect();
+        if failed.is_empty() { Ok(()) } else { Err(anyhow!("removed, but for this: {}", failed.join("; "))) }
     }
 
     /// For a start: fails with what failed first, and answers the advice. Everything else is expected then.

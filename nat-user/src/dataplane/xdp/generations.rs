@@ -18,11 +18,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
+use aya::programs::loaded_programs;
 use bytemuck::{Pod, Zeroable as _};
 use nat_common::abi::{self, ABI_VERSION, Addr, Meter, Node, map};
 use nat_common::verdict::Counter;
 
 use super::bpffs;
+use super::findings::Findings;
 use crate::model;
 
 /// What the names of the directories begin with.
@@ -174,10 +176,8 @@ impl Generation {
         if node.exists() {
             fs::remove_file(&node).with_context(failed)?;
         }
-        for pin in bpffs::pins(&self.dir)? {
-            fs::remove_file(&pin).with_context(failed)?;
-        }
-        fs::remove_dir(&self.dir).with_context(failed)
+        let removed = bpffs::pins(&self.dir)?.iter().map(fs::remove_file).fold(Ok(()), Result::and);
+        removed.and_then(|()| fs::remove_dir(&self.dir)).with_context(failed)
     }
 
     fn open(&self, name: &str) -> Result<MapData, MapError> {
@@ -187,6 +187,51 @@ impl Generation {
     fn unreadable(&self, name: &str) -> String {
         format!("{} cannot be read; run `eipnat unload`, and start again", self.dir.join(name).display())
     }
+}
+
+/// Pins those maps again that somebody has unpinned, as far as a running program uses them: with NODE gone, for one, a
+/// generation would look as if it had never been used. What is not used by a program is lost without its pin.
+pub(super) fn restore_pins(pin_path: &Path, findings: &mut Findings) {
+    let dirs = bpffs::pins(pin_path).unwrap_or_default().into_iter().filter(|dir| number(dir).is_some());
+    for dir in dirs {
+        match restore_pins_in(&dir) {
+            Ok(restored) if restored.is_empty() => {}
+            Ok(restored) => findings.advise(format!(
+                "{} pinned again in {}: somebody had removed the pins",
+                restored.join(", "),
+                dir.display()
+            )),
+            Err(error) => findings.advise(format!("pins in {} cannot be restored: {error:#}", dir.display())),
+        }
+    }
+}
+
+fn restore_pins_in(dir: &Path) -> anyhow::Result<Vec<&'static str>> {
+    let is_there = |name: &&str| dir.join(name).exists();
+    let (pinned, missing): (Vec<&str>, Vec<&str>) = map::ALL.iter().partition(|name| is_there(name));
+    // Without any, nothing says which program is its.
+    let pinned: Vec<u32> =
+        pinned.iter().filter_map(|name| Some(MapInfo::from_pin(dir.join(name)).ok()?.id())).collect();
+    let mut restored = Vec::new();
+    if missing.is_empty() || pinned.is_empty() {
+        return Ok(restored);
+    }
+    for program in loaded_programs() {
+        let ids = program?.map_ids()?.unwrap_or_default();
+        if !ids.iter().any(|id| pinned.contains(id)) {
+            continue;
+        }
+        for id in ids {
+            let map = MapData::from_id(id)?;
+            let info = map.info()?;
+            let name = missing.iter().find(|name| info.name_as_str() == Some(name));
+            if let Some(name) = name.filter(|name| !restored.contains(*name)) {
+                map.pin(dir.join(name))?;
+                restored.push(*name);
+            }
+        }
+    }
+    Ok(restored)
 }
 
 /// The number in a directory's name.

@@ -274,21 +274,37 @@ pub fn unload(pin_path: &Path) -> anyhow::Result<()> {
     remove(pin_path, 0)
 }
 
-/// Takes the datapath under `pin_path` apart. The caller holds the lock.
+/// Takes the datapath under `pin_path` apart. What cannot be undone is no reason to leave the rest; it is told in the end.
+/// The caller holds the lock.
 fn remove(pin_path: &Path, directories_made: u8) -> anyhow::Result<()> {
+    let mut findings = Findings::default();
+    generations::restore_pins(pin_path, &mut findings);
     let generations = Generation::all(pin_path)?;
     let open: Vec<&Generation> = generations.iter().filter(|generation| generation.is_open()).collect();
-    ports::detach_all(pin_path, &told(&generations)?)?;
+    let mut told = BTreeMap::new();
+    for generation in open.iter().rev() {
+        findings.check(generation.ports().map(|ports| told.extend(ports)));
+    }
+    ports::detach_all(pin_path, &told, &mut findings);
     if let Some(first) = open.first() {
-        sysctls::set_all_send_redirects(first.node.all_send_redirects_before)?;
+        let before = first.node.all_send_redirects_before;
+        findings.check(sysctls::set_all_send_redirects(before).map(drop));
     }
     let made = open.iter().map(|generation| generation.node.directories_made).max();
-    generations.iter().try_for_each(Generation::discard)?;
-    bpffs::remove(pin_path, directories_made.max(made.unwrap_or(0)))
+    for generation in &generations {
+        findings.check(generation.discard());
+    }
+    findings.check(bpffs::remove(pin_path, directories_made.max(made.unwrap_or(0))));
+    findings.ended()
 }
 
 /// The generations that count, in order: what came before a current one, or was never used, is thrown away.
 fn standing(pin_path: &Path) -> anyhow::Result<Vec<Generation>> {
+    let mut findings = Findings::default();
+    generations::restore_pins(pin_path, &mut findings);
+    for advice in findings.started()? {
+        warn!("{advice}");
+    }
     let mut all = Generation::all(pin_path)?;
     let first = all.iter().rposition(Generation::is_current).unwrap_or(0);
     let later = all.split_off(first);

@@ -354,22 +354,35 @@ fn attach_error(error: ProgramError, name: &str, mode: Mode) -> anyhow::Error {
 }
 
 /// Takes the program off all interfaces, and puts their settings back, given what its programs were told of them.
-pub(super) fn detach_all(pin_path: &Path, told: &BTreeMap<u32, abi::Port>) -> anyhow::Result<()> {
+pub(super) fn detach_all(pin_path: &Path, told: &BTreeMap<u32, abi::Port>, findings: &mut Findings) {
     // First the sysctls: without the program, an interface that forwards would let private addresses out.
-    let interfaces = Interface::all()?;
-    let restored = told.iter().try_for_each(|(ifindex, port)| restore(&interfaces, *ifindex, *port));
-    LinkPin::all(pin_path)?.iter().try_for_each(LinkPin::remove)?;
-    restored
+    match Interface::all() {
+        Ok(interfaces) => {
+            for (ifindex, port) in told {
+                findings.check(restore(&interfaces, *ifindex, *port));
+            }
+        }
+        Err(error) => findings.fail(error),
+    }
+    match LinkPin::all(pin_path) {
+        Ok(pins) => {
+            for pin in pins {
+                findings.check(pin.remove());
+            }
+        }
+        Err(error) => findings.fail(error),
+    }
 }
 
 fn restore(interfaces: &[Interface], ifindex: u32, port: abi::Port) -> anyhow::Result<()> {
     match interfaces.iter().find(|interface| interface.index == ifindex) {
         Some(interface) if interface.mac.unwrap_or_default() == port.mac => {
             // A member's were not touched.
-            if port.role != 0 {
-                sysctls::restore(&interface.name, port.sysctls_before)?;
-            }
-            offloads::turn_on(interface, port.offloads_before)
+            let sysctls = match port.role {
+                0 => Ok(()),
+                _ => sysctls::restore(&interface.name, port.sysctls_before),
+            };
+            offloads::turn_on(interface, port.offloads_before).and(sysctls)
         }
         // One with this index in another network namespace, or after its MAC address was changed.
         Some(interface) => {

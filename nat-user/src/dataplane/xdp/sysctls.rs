@@ -49,10 +49,9 @@ pub(super) fn close(interface: &str) -> anyhow::Result<()> {
 
 /// Puts back what [`of`] found.
 pub(super) fn restore(interface: &str, before: [u8; 3]) -> anyhow::Result<()> {
-    for (key, value) in [FORWARDING, RP_FILTER, SEND_REDIRECTS].into_iter().zip(before) {
-        write(interface, key, value)?;
-    }
-    Ok(())
+    let keys = [FORWARDING, RP_FILTER, SEND_REDIRECTS].into_iter().zip(before);
+    // Each of them, whether or not another fails.
+    keys.map(|(key, value)| write(interface, key, value).map(drop)).fold(Ok(()), Result::and)
 }
 
 /// Whether `send_redirects` is on for all interfaces, whatever their own settings.

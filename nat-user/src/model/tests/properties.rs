@@ -7,15 +7,48 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// What may happen between two looks.
+#[derive(Clone, Debug)]
+enum Action {
+    Command(Command),
+    Import(Vec<Line>),
+    /// The daemon starts again, with another configuration.
+    Restart(usize),
+}
+
+fn any_action() -> impl Strategy<Value = Action> {
+    let line = (eip(), private(), account());
+    let import = proptest::collection::vec(line, 1..4).prop_map(|lines| {
+        let lines = (1..).zip(lines);
+        let line = |(number, (eip, private_ip, account))| Line { number, eip, private_ip, account };
+        Action::Import(lines.map(line).collect())
+    });
+    prop_oneof![
+        16 => any_command().prop_map(Action::Command),
+        2 => import,
+        1 => (0..CONFIGURATIONS).prop_map(Action::Restart),
+    ]
+}
+
+fn eip() -> impl Strategy<Value = Ipv4Addr> {
+    (0..6_u8).prop_map(|last| Ipv4Addr::new(203, 0, 113, last))
+}
+
+fn private() -> impl Strategy<Value = Ipv4Addr> {
+    (0..4_u8).prop_map(|last| Ipv4Addr::new(10, 0, 0, last))
+}
+
+fn account() -> impl Strategy<Value = Option<Name>> {
+    proptest::option::weighted(0.3, Just("acme".parse::<Name>().unwrap()))
+}
+
 fn any_command() -> impl Strategy<Value = Command> {
-    let eip = || (0..6_u8).prop_map(|last| Ipv4Addr::new(203, 0, 113, last));
-    let private = || (0..4_u8).prop_map(|last| Ipv4Addr::new(10, 0, 0, last));
     let name = || (0..3_u8).prop_map(|number| format!("vm{number}").parse::<Name>().unwrap());
-    let account = || proptest::option::weighted(0.3, Just("acme".parse::<Name>().unwrap()));
+    let request = proptest::option::weighted(0.5, (0..2_u8).prop_map(|n| format!("r{n}").parse().unwrap()));
     let target = prop_oneof![private().prop_map(Target::PrivateIp), name().prop_map(Target::Vm)];
     prop_oneof![
-        3 => (proptest::option::weighted(0.3, eip()), account())
-            .prop_map(|(address, account)| Command::Allocate { pool: None, address, account }),
+        3 => (proptest::option::weighted(0.3, eip()), account(), request)
+            .prop_map(|(address, account, request)| Command::Allocate(Allocation { pool: None, address, account, request })),
         4 => (eip(), target, any::<bool>())
             .prop_map(|(eip, target, reassign)| Command::Attach { eip, target, reassign }),
         2 => eip().prop_map(Command::Detach),
@@ -31,6 +64,25 @@ fn any_command() -> impl Strategy<Value = Command> {
 
 const CAPACITY: u32 = 3;
 
+const CONFIGURATIONS: usize = 4;
+
+/// The one that it begins with and ends with, a larger pool with quotas, one with reserved addresses, and a pool
+/// elsewhere.
+fn configuration(number: usize) -> Spec {
+    let pool = spec;
+    let spec = |cidr| Spec { pools: vec![pool("p", cidr)], ..Spec::default() };
+    match number {
+        0 => spec("203.0.113.0/30"),
+        1 => Spec { default_quota: Quota { eips: Some(1), vms: Some(1) }, ..spec("203.0.113.0/29") },
+        2 => {
+            let mut spec = spec("203.0.113.0/30");
+            spec.pools[0].reserve = [1, 2].map(|last| Ipv4Addr::new(203, 0, 113, last)).into();
+            spec
+        }
+        _ => spec("198.51.100.0/31"),
+    }
+}
+
 /// What has to hold at every moment.
 fn check(model: &Model, now: u64) -> Result<(), TestCaseError> {
     let bindings: Vec<Binding> = model.bindings().collect();
@@ -43,8 +95,11 @@ fn check(model: &Model, now: u64) -> Result<(), TestCaseError> {
     prop_assert_eq!(model.bound(), bindings.len());
     prop_assert!(model.closing().all(|closing| bindings.iter().all(|b| b.meter != closing.meter)));
     let usage = model.pools(at(now)).next().unwrap();
-    let public_ips = model.vms().filter(|vm| vm.public_ip.is_some()).count();
-    prop_assert_eq!(usage.allocated, (model.eips().count() + public_ips) as u64);
+    let public_ips = model.vms().filter_map(|vm| Some(vm.public_ip?.address));
+    let held: Vec<Ipv4Addr> = model.eips().map(|eip| eip.address).chain(public_ips).collect();
+    prop_assert_eq!(held.iter().collect::<BTreeSet<_>>().len(), held.len());
+    let of_pool = held.iter().filter(|address| usage.spec.contains(**address)).count();
+    prop_assert_eq!(usage.allocated, of_pool as u64);
     prop_assert_eq!(usage.allocated + usage.cooling + usage.free, usage.size);
     for vm in model.vms() {
         let has_eip = model.eips().any(|eip| eip.attached.is_some_and(|a| a.private_ip == vm.private_ip));
@@ -59,20 +114,25 @@ fn check(model: &Model, now: u64) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// What the records say by themselves, told to a new model, is the same state.
-fn survives_a_restart(
-    model: &Model,
-    records: &HashMap<(&'static str, String), Record>,
-) -> Result<(), TestCaseError> {
-    let mut again =
-        Model::new(Spec { pools: vec![spec("p", "203.0.113.0/30")], ..Spec::default() }, CAPACITY);
+type Records = HashMap<(&'static str, String), Record>;
+
+/// The model that a daemon starts with.
+fn restarted(records: &Records, number: usize) -> Result<Model, TestCaseError> {
+    let mut model = Model::new(configuration(number), CAPACITY);
     for record in records.values() {
-        again.insert(record.clone()).map_err(TestCaseError::fail)?;
+        model.insert(record.clone()).map_err(TestCaseError::fail)?;
     }
+    Ok(model)
+}
+
+/// What the records say by themselves, told to a new model, is the same state.
+fn survives_a_restart(model: &Model, records: &Records, number: usize) -> Result<(), TestCaseError> {
+    let again = restarted(records, number)?;
     prop_assert_eq!(again.bindings().collect::<BTreeSet<_>>(), model.bindings().collect::<BTreeSet<_>>());
     prop_assert_eq!(again.pools(at(0)).collect::<Vec<_>>(), model.pools(at(0)).collect::<Vec<_>>());
     prop_assert_eq!(&again.waiting, &model.waiting);
     prop_assert_eq!(&again.accounts, &model.accounts);
+    prop_assert_eq!(&again.requests, &model.requests);
     Ok(())
 }
 
@@ -80,14 +140,26 @@ proptest! {
     /// Whatever people do, nothing is given twice, lost or leaked.
     #[test]
     fn invariants_hold_after_any_commands(
-        commands in proptest::collection::vec((any_command(), 0..40_u64, any::<bool>()), 0..60),
+        commands in proptest::collection::vec((any_action(), 0..40_u64, any::<bool>()), 0..60),
     ) {
-        let mut model = model(&[("p", "203.0.113.0/30")], CAPACITY);
-        let (mut now, mut records) = (0, HashMap::new());
+        let mut configured = 0;
+        let mut model = Model::new(configuration(configured), CAPACITY);
+        let (mut now, mut records) = (0, Records::new());
         let mut returned = HashMap::new();
-        for (command, pause, closes) in commands {
+        for (action, pause, closes) in commands {
             now += pause;
-            let mut changes: Vec<Change> = model.plan(&command, at(now)).into_iter().collect();
+            let change = match &action {
+                Action::Command(command) => model.plan(command, at(now)).ok(),
+                Action::Import(lines) => model.plan_import(lines, at(now)).ok(),
+                Action::Restart(number) => {
+                    survives_a_restart(&model, &records, configured)?;
+                    configured = *number;
+                    model = restarted(&records, configured)?;
+                    check(&model, now)?;
+                    None
+                }
+            };
+            let mut changes: Vec<Change> = change.into_iter().collect();
             while let Some(change) = changes.pop() {
                 for edit in change.edits() {
                     if let (None, Some(Record::Returned(address))) = (&edit.before, &edit.after) {
@@ -113,7 +185,8 @@ proptest! {
                 changes.extend(close.or_else(|| model.plan_waiting(at(now))));
             }
         }
-        survives_a_restart(&model, &records)?;
+        survives_a_restart(&model, &records, configured)?;
+        let mut model = restarted(&records, 0)?;
         // Nothing has leaked: in the end every address can be had.
         for name in model.vms().map(|vm| vm.name.clone()).collect::<Vec<_>>() {
             let change = model.plan(&Command::DestroyVm(name), at(now)).unwrap();
