@@ -19,13 +19,26 @@ pub enum Kernel {
 /// The interfaces that the twins use: each faces one side.
 pub(super) const LINKS: [Link; 2] = [Link::Up, Link::Down];
 
-/// Lets the cables' far ends take in what XDP redirects, and show frames as they were on the wire.
+/// The node says nothing itself: no ICMP error, no echo reply, no reset.
+const MUTE: &str = "table ip mute {
+    chain output { type filter hook output priority 0; policy drop; }
+}";
+
+/// Lets the cables' far ends take in what XDP redirects, and show frames as they were on the wire; and mutes the node.
 pub(super) fn prepare(node: &Namespace) -> Result<()> {
     for link in LINKS {
         let far = super::far_end(link);
         node.succeed("ethtool", &["-K", &far, "tx", "off", "gro", "on"])?;
         node.ip(&[format!("link set dev {far} gro_max_size 1")])?;
     }
+    load(node, MUTE)
+}
+
+/// Adds rules of nftables.
+fn load(node: &Namespace, rules: &str) -> Result<()> {
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), rules)?;
+    node.succeed("nft", &["-f", &file.path().to_string_lossy()])?;
     Ok(())
 }
 
@@ -41,10 +54,7 @@ pub(super) fn translate(node: &Namespace, kernel: Kernel) -> Result<()> {
         node.sysctl(&format!("net/ipv4/conf/all/{key}"), value)?;
     }
     node.ip(&[format!("route add blackhole {POOL}")])?;
-    let rules = tempfile::NamedTempFile::new()?;
-    std::fs::write(rules.path(), ruleset(kernel))?;
-    node.succeed("nft", &["-f", &rules.path().to_string_lossy()])?;
-    Ok(())
+    load(node, &ruleset(kernel))
 }
 
 fn ruleset(kernel: Kernel) -> String {
