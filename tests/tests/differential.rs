@@ -74,7 +74,7 @@ const STATELESS: &[Deviation] = &[
         let is_else_alike = d.both() && d.outside_options().all(|at| at >= d.payload());
         d.header.protocol == IpNumber::IPV6_ICMP && d.ours.len() == 1 && (is_short || is_else_alike)
     }),
-    ("options stay as they are: nothing recorded, nothing cleared", "RFC 7126 §4.5, §4.7", |d| {
+    ("options stay as they are: nothing recorded, nothing cleared", "RFC 1812 §5.3.13.5, §5.3.13.6", |d| {
         d.both() && d.outside_options().next().is_none()
     }),
     ("options are not judged by what is in them", "RFC 1812 §5.3.13", |d| {
