@@ -7,7 +7,7 @@ use anyhow::{Result, bail, ensure};
 use proptest::prelude::*;
 use tests::fixtures::{HostNode, kernel};
 use tests::lab::{Lab, Topology};
-use tests::reference::generate::{Case, any_case, plain_case, seed, stream};
+use tests::reference::generate::{any_case, noise, plain_case, seed, stream};
 
 /// How long packets are sent.
 const TIME: Duration = Duration::from_secs(15);
@@ -45,14 +45,4 @@ fn kernel_and_host_agree() -> Result<()> {
     println!("{sent} packets");
     ensure!(sent >= ENOUGH || time < TIME, "only {sent} packets in {time:?}");
     lab.remove()
-}
-
-/// Bytes that nobody has made sense of, but for the address and the type of the frame.
-fn noise() -> impl Strategy<Value = Case> {
-    let bytes = prop_oneof![
-        8 => prop::collection::vec(any::<u8>(), 0..120),
-        1 => prop::collection::vec(any::<u8>(), 120..4000),
-    ];
-    (plain_case(), bytes)
-        .prop_map(|(case, bytes)| Case { frame: [&case.frame[..14], &bytes].concat(), ..case })
 }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use nat_common::verdict::{Punt, Reject};
 use proptest::prelude::*;
 use tests::fixtures::{self, Expect, HostNode};
 use tests::reference::expected;
-use tests::reference::generate::{Case, any_case, plain_case, seed, stream};
+use tests::reference::generate::{Case, any_case, noise, plain_case, seed, stream};
 
 /// The reference itself against the fixtures, whose expected packets are written out by hand.
 #[test]
@@ -36,6 +37,11 @@ proptest! {
     fn plain_packets(case in plain_case()) {
         check(&case)?;
     }
+
+    #[test]
+    fn noise_that_is_looked_at(case in noise()) {
+        check(&case)?;
+    }
 }
 
 /// The generators reach every outcome that a packet can have; otherwise the properties would prove little.
@@ -53,11 +59,42 @@ fn generators_reach_every_outcome() {
     }
     // Only a broken node drops for these reasons.
     let never = ["forwarding_disabled", "fib_error", "port_unknown"];
-    let drops = nat_common::verdict::Reject::ALL.iter().map(|reject| reject.name());
+    let drops = Reject::ALL.iter().map(|reject| reject.name());
     let missing: Vec<_> =
         drops.filter(|name| !never.contains(name) && !seen.contains_key(&format!("drop {name}"))).collect();
     assert!(missing.is_empty(), "{missing:?} are never reached: {seen:#?}");
-    for name in ["forward", "punt neighbour", "punt fragment", "pass"] {
-        assert!(seen.get(name).is_some_and(|&times| times > 100), "{name} is rare: {seen:#?}");
+    let punts = Punt::ALL.iter().map(|punt| format!("punt {}", punt.name()));
+    for name in punts.chain(["forward".to_owned(), "pass".to_owned()]) {
+        assert!(seen.get(&name).is_some_and(|&times| times > 100), "{name} is rare: {seen:#?}");
     }
+}
+
+/// The flag that has no meaning comes and leaves, in packets and in what errors quote of them.
+#[test]
+fn the_reserved_flag_is_generated() {
+    let is_forwarded = |case: &Case| matches!(expected(case.on, &case.frame), Expect::Forward(..));
+    let (mut outer, mut quoted) = (0, 0);
+    for case in stream(seed(1), any_case()).take(20_000).filter(is_forwarded) {
+        let flag = |at: usize| case.frame.get(at).is_some_and(|byte| byte & 0x80 != 0);
+        let payload = 14 + usize::from(case.frame[14] & 15) * 4;
+        let is_error = case.frame[23] == 1 && matches!(case.frame.get(payload), Some(3 | 11 | 12));
+        outer += u32::from(flag(20));
+        quoted += u32::from(is_error && flag(payload + 8 + 6));
+    }
+    assert!(outer > 100 && quoted > 100, "{outer} packets with it are forwarded, and {quoted} quotes");
+}
+
+/// Noise gets past the checks of headers, but does not only please.
+#[test]
+fn noise_is_forwarded_as_well_as_dropped() {
+    let (mut forwarded, mut errors) = (0, 0);
+    for case in stream(seed(1), noise()).take(20_000) {
+        match expected(case.on, &case.frame) {
+            Expect::Forward(..) => forwarded += 1,
+            Expect::Drop(Reject::IcmpQuote | Reject::IcmpUnmatched) => errors += 1,
+            _ => {}
+        }
+    }
+    assert!((2_000..15_000).contains(&forwarded), "{forwarded} of 20,000 are forwarded");
+    assert!(errors > 100, "{errors} of 20,000 are looked through for what they quote");
 }

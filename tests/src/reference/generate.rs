@@ -2,6 +2,7 @@
 
 mod contents;
 mod framing;
+mod noise;
 
 use std::net::Ipv4Addr;
 
@@ -12,6 +13,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use self::contents::contents;
 use self::framing::{framing, mutations};
+pub use self::noise::noise;
 use crate::fixtures::Packet;
 use crate::fixtures::world::{
     BINDINGS, BLACKHOLE, GATEWAY, GATEWAY_MAC, INNER_ROUTER, LOST, Link, NEUTRAL, OTHER_PRIVATE, ROUTER,

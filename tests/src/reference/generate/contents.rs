@@ -137,6 +137,7 @@ impl Contents {
         if let (Some(offset), Some(value)) = (offset, self.checksum.value()) {
             packet.payload[offset..offset + 2].copy_from_slice(&value.to_be_bytes());
         }
+        packet.reserved = self.fragment & 0x8000 != 0;
         packet.fragment(self.fragment & 0x1fff, self.fragment & 0x2000 != 0).options(&self.options).with(
             |ip| {
                 ip.dont_fragment = self.fragment & 0x4000 != 0;

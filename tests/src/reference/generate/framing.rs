@@ -1,13 +1,12 @@
 //! How packets come in their frames, and what happens to them on the way.
 
-use etherparse::checksum::Sum16BitWords;
 use etherparse::{EtherType, Ethernet2Header};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use super::Case;
-use crate::fixtures::Packet;
 use crate::fixtures::world::{GATEWAY_MAC, Link};
+use crate::fixtures::{Packet, mend};
 
 /// How a packet comes in its frame.
 #[derive(Clone, Debug)]
@@ -78,28 +77,4 @@ impl Framing {
         frame.truncate((frame.len().saturating_sub(self.cut)).max(14));
         Case { on, frame }
     }
-}
-
-/// Computes the checksums of the IPv4 header and of an ICMP message again, as far as lengths allow.
-fn mend(bytes: &mut [u8]) {
-    let sum = |bytes: &[u8]| Sum16BitWords::new().add_slice(bytes).ones_complement().to_be().to_be_bytes();
-    let header_len = usize::from(bytes[0] & 15) * 4;
-    let total = usize::from(u16::from_be_bytes([bytes[2], bytes[3]])).min(bytes.len());
-    if header_len < 20 || header_len > bytes.len() {
-        return;
-    }
-    bytes[10..12].fill(0);
-    let checksum = sum(&bytes[..header_len]);
-    bytes[10..12].copy_from_slice(&checksum);
-    if bytes[9] != 1 || total < header_len + 8 {
-        return;
-    }
-    if total >= header_len + 28 && usize::from(bytes[header_len + 8] & 15) == 5 {
-        bytes[header_len + 18..header_len + 20].fill(0);
-        let checksum = sum(&bytes[header_len + 8..header_len + 28]);
-        bytes[header_len + 18..header_len + 20].copy_from_slice(&checksum);
-    }
-    bytes[header_len + 2..header_len + 4].fill(0);
-    let checksum = sum(&bytes[header_len..total]);
-    bytes[header_len + 2..header_len + 4].copy_from_slice(&checksum);
 }
