@@ -10,7 +10,7 @@ use etherparse::IpNumber;
 use tests::fixtures::Packet;
 use tests::lab::{
     Bed, Capture, EIP1, Flow, INTERNET, INTERNET_DEVICE, NODE_DOWN, NODE_UP, Namespace, Process, Setup,
-    VM_DEVICE, VM1, WebServer, content, download, exchange_raw, ping,
+    VM_DEVICE, VM1, WebServer, content, download, exchange_raw, may_lack, ping,
 };
 
 /// Where IKE and ESP in UDP are spoken (RFC 3948).
@@ -84,6 +84,7 @@ impl End<'_> {
             Ok(()) => Ok(true),
             Err(error) if MISSING.iter().any(|said| format!("{error:#}").contains(said)) => {
                 println!("this kernel has no ESP: {error:#}");
+                may_lack("esp")?;
                 Ok(false)
             }
             Err(error) => Err(error),

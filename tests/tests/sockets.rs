@@ -5,13 +5,13 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use etherparse::IpNumber;
 use etherparse::checksum::Sum16BitWords;
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 use tests::fixtures::Packet;
-use tests::lab::{Bed, Flow, Namespace, Setup, content, exchange_raw};
+use tests::lab::{Bed, Flow, Namespace, Setup, content, exchange_raw, may_lack};
 
 /// Both ends' port. It is not 0, so that what is received can be told by it.
 const PORT: u16 = 9899;
@@ -19,7 +19,12 @@ const PORT: u16 = 9899;
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A socket of the protocol, bound to a port; `None` if the kernel has no such protocol.
-fn open(namespace: &Namespace, kind: Type, protocol: IpNumber, port: u16) -> Result<Option<Socket>> {
+fn open(namespace: &Namespace, protocol: IpNumber, port: u16) -> Result<Option<Socket>> {
+    let (facility, kind) = match protocol {
+        IpNumber::SCTP => ("sctp", Type::STREAM),
+        IpNumber::UDP_LITE => ("udp-lite", Type::DGRAM),
+        _ => bail!("{protocol:?} is not tested"),
+    };
     let socket = match namespace
         .run(|| Socket::new(Domain::IPV4, kind, Some(Protocol::from(i32::from(protocol.0)))))?
     {
@@ -31,6 +36,7 @@ fn open(namespace: &Namespace, kind: Type, protocol: IpNumber, port: u16) -> Res
                 "a socket of {protocol:?}: {error}"
             );
             println!("this kernel has no {protocol:?}");
+            may_lack(facility)?;
             return Ok(None);
         }
     };
@@ -92,8 +98,8 @@ fn sctp() -> Result<()> {
     Bed::run(Setup::default(), |bed| {
         // Two hosts have one association at a time between the same ports, and it takes its time to end.
         for (port, flow) in (PORT..).zip(&bed.flows()) {
-            let server = open(flow.to, Type::STREAM, IpNumber::SCTP, port)?;
-            let client = open(flow.from, Type::STREAM, IpNumber::SCTP, port)?;
+            let server = open(flow.to, IpNumber::SCTP, port)?;
+            let client = open(flow.from, IpNumber::SCTP, port)?;
             match server.zip(client) {
                 Some((server, client)) => associate(flow, port, &server, client),
                 None => exchange_raw(flow, init),
@@ -159,8 +165,8 @@ fn accepted(server: &UdpSocket) -> Result<Vec<Vec<u8>>> {
 fn udp_lite_with_any_coverage() -> Result<()> {
     Bed::run(Setup::default(), |bed| {
         for flow in &bed.flows() {
-            let server = open(flow.to, Type::DGRAM, IpNumber::UDP_LITE, PORT)?.map(UdpSocket::from);
-            let client = open(flow.from, Type::DGRAM, IpNumber::UDP_LITE, PORT)?.map(UdpSocket::from);
+            let server = open(flow.to, IpNumber::UDP_LITE, PORT)?.map(UdpSocket::from);
+            let client = open(flow.from, IpNumber::UDP_LITE, PORT)?.map(UdpSocket::from);
             let crossed = || -> Result<()> {
                 if let Some((server, client)) = server.as_ref().zip(client.as_ref()) {
                     answered(flow, server, client)?;

@@ -7,6 +7,7 @@ mod bed;
 mod capture;
 mod chain;
 mod daemon;
+mod facility;
 mod namespace;
 mod process;
 mod raw;
@@ -28,6 +29,7 @@ pub use daemon::{
     Config, Daemon, METRICS, Meter, beside_this_program, datapath, default_pool, eipnat_binary, refused,
     run_eipnat,
 };
+pub use facility::may_lack;
 pub use namespace::Namespace;
 pub use process::Process;
 pub use raw::{Flow, exchange_raw};

@@ -52,13 +52,16 @@ struct Suite {
 }
 
 /// What this kernel has to show: that every packet comes out as on any other, that daemon, command line and real
-/// clients get along with it, and that its own SCTP and ESP, which not every kernel has, cross the node.
+/// clients get along with it, and that its own SCTP, UDP-Lite and ESP, which not every kernel has, cross the node.
 const SUITES: &[Suite] = &[
     Suite { program: "fixtures", tests: &["in_the_kernel"] },
     Suite { program: "traffic", tests: &["two_armed_native", "two_armed_generic"] },
-    Suite { program: "sockets", tests: &["sctp"] },
+    Suite { program: "sockets", tests: &["sctp", "udp_lite_with_any_coverage"] },
     Suite { program: "ipsec", tests: &["esp_plain_and_in_udp"] },
 ];
+
+/// What this kernel has and not every one does: with it in the environment, tests must not do without.
+const HAS: &str = "EIPNAT_KERNEL_HAS=esp,sctp,udp-lite";
 
 /// The daemon that [`SUITES`] start.
 const DAEMON: &str = "eipnat-under-test";
@@ -160,7 +163,7 @@ fn init(modules: &[PathBuf], library_path: &str) -> String {
     let mut lines = vec![
         "#!/bin/busybox sh".to_owned(),
         "set -e".to_owned(),
-        format!("export PATH=/bin LD_LIBRARY_PATH={library_path} EIPNAT=/{TESTS_DIR}/{DAEMON}"),
+        format!("export PATH=/bin LD_LIBRARY_PATH={library_path} EIPNAT=/{TESTS_DIR}/{DAEMON} {HAS}"),
     ];
     let mounts =
         [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/run"), ("tmpfs", "/tmp")];
@@ -202,6 +205,17 @@ mod tests {
                 assert!(source.contains(&format!("#[test]\nfn {test}(")), "{}: {test}", file.display());
             }
         }
+    }
+
+    /// The tests read the variable that the virtual machine's first process sets.
+    #[test]
+    fn what_the_kernel_has_is_told_to_the_tests() {
+        let (name, facilities) = HAS.split_once('=').unwrap();
+        let reader = std::fs::read_to_string(root().unwrap().join("tests/src/lab/facility.rs")).unwrap();
+        for text in facilities.split(',').chain([name]) {
+            assert!(reader.contains(&format!("{text:?}")), "{text}");
+        }
+        assert!(init(&[], "/lib").lines().any(|line| line.starts_with("export ") && line.contains(HAS)));
     }
 
     #[test]
