@@ -15,7 +15,8 @@ use aya_obj::programs::XdpAttachType;
 use nat_common::abi::{Inbound, Outbound, OutboundKey};
 use nat_user::dataplane::xdp::XdpDataplane;
 use tests::lab::{
-    Bed, Config, Daemon, EIP1, INTERNET, Lab, Setup, Topology, VM1, datapath, eipnat_binary, ping, pins,
+    Bed, Config, Daemon, EIP1, INTERNET, INTERNET_DEVICE, Lab, Setup, Topology, VM1, datapath, eipnat_binary,
+    ping, pins,
 };
 
 /// How long the daemon may take to see and mend a change.
@@ -347,6 +348,19 @@ fn bindings_are_changed() -> Result<()> {
         assert!(bed.daemon.metric("eipnat_repairs_total ")? >= 3);
         assert_eq!(bed.daemon.metric("eipnat_ready ")?, 1);
         Ok(())
+    })
+}
+
+/// Native XDP redirects into nothing then, and no counter of the kernel's tells.
+#[test]
+fn the_other_end_of_a_veth_takes_no_redirected_packets() -> Result<()> {
+    Bed::run(Setup { mode: "native", ..Setup::default() }, |bed| {
+        let gro = |on| bed.lab.internet.succeed("ethtool", &["-K", INTERNET_DEVICE, "gro", on]).map(drop);
+        gro("off")?;
+        assert!(!answered(bed)?);
+        told(bed, "up0 does not take what native XDP sends to it")?;
+        gro("on")?;
+        mended(bed)
     })
 }
 

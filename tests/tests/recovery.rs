@@ -28,6 +28,7 @@ fn an_interface_that_is_gone_stops_neither_the_next_start_nor_unload() -> Result
         "link set dn1 up",
         "link set vm9 up",
     ])?;
+    lab.node.succeed("ethtool", &["-K", "vm9", "gro", "on"])?;
     daemon.stop()?;
     let mut config = Config::of(&lab);
     config.downlinks = vec!["dn1".into()];

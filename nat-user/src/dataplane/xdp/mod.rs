@@ -11,6 +11,7 @@ mod bpffs;
 mod checks;
 mod findings;
 mod generations;
+mod genl;
 mod interfaces;
 mod links;
 mod log;
@@ -20,6 +21,7 @@ mod object;
 mod offloads;
 mod ports;
 mod sysctls;
+mod targets;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;

@@ -1,17 +1,12 @@
 //! What network cards and the kernel do to packets before XDP sees them, and which it must not (ethtool(8) `-K`).
 
 use std::collections::BTreeSet;
-use std::sync::OnceLock;
 
 use anyhow::{Context as _, ensure};
-use netlink_packet_core::{DecodeError, DefaultNla, Emitable, NlasIterator, ParseableParametrized};
-use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
-use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
-use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
-use netlink_sys::protocols::NETLINK_GENERIC;
+use netlink_packet_core::DefaultNla;
 
+use super::genl::{Family, attributes, nested};
 use super::interfaces::Interface;
-use super::netlink;
 
 /// Offloads, each one bit.
 pub(super) type Offloads = u8;
@@ -53,7 +48,6 @@ fn bits(wanted: impl Fn(Offloads, &str) -> bool) -> Offloads {
 mod uapi {
     pub(super) const FEATURES_GET: u8 = 11;
     pub(super) const FEATURES_SET: u8 = 12;
-    pub(super) const GENL_VERSION: u8 = 1;
     pub(super) const FEATURES_HEADER: u16 = 1;
     pub(super) const FEATURES_WANTED: u16 = 3;
     pub(super) const FEATURES_ACTIVE: u16 = 4;
@@ -62,8 +56,6 @@ mod uapi {
     pub(super) const BITSET_BIT: u16 = 1;
     pub(super) const BIT_NAME: u16 = 2;
     pub(super) const BIT_VALUE: u16 = 3;
-    /// `include/uapi/linux/netlink.h`
-    pub(super) const NESTED: u16 = 0x8000;
 }
 
 /// The features that are on.
@@ -94,88 +86,11 @@ fn set(ifindex: u32, offloads: Offloads, on: bool) -> anyhow::Result<()> {
     ethtool(uapi::FEATURES_SET, ifindex, Some(nested(uapi::FEATURES_WANTED, &[bits]))).map(drop)
 }
 
-fn nested(kind: u16, attributes: &[DefaultNla]) -> DefaultNla {
-    let mut bytes = vec![0; attributes.buffer_len()];
-    attributes.emit(&mut bytes);
-    DefaultNla::new(kind | uapi::NESTED, bytes)
-}
-
-/// The values of the attributes of one kind.
-fn attributes(bytes: &[u8], kind: u16) -> Vec<Vec<u8>> {
-    let all = NlasIterator::new(bytes).map_while(Result::ok);
-    all.filter(|attribute| attribute.kind() == kind).map(|attribute| attribute.value().to_vec()).collect()
-}
-
-/// Asks the kernel's ethtool family about an interface; the answer's attributes.
+/// Asks about an interface; the answer's attributes.
 fn ethtool(command: u8, ifindex: u32, attribute: Option<DefaultNla>) -> anyhow::Result<Vec<u8>> {
+    static FAMILY: Family = Family::new("ethtool");
     let index = DefaultNla::new(uapi::HEADER_DEV_INDEX, ifindex.to_ne_bytes().to_vec());
     let mut body = vec![nested(uapi::FEATURES_HEADER, &[index])];
     body.extend(attribute);
-    let mut bytes = vec![0; body.as_slice().buffer_len()];
-    body.as_slice().emit(&mut bytes);
-    let mut message = GenlMessage::from_payload(Ethtool { command, attributes: bytes });
-    message.set_resolved_family_id(family()?);
-    let answers = netlink::call(NETLINK_GENERIC, message)?;
-    Ok(answers.into_iter().next().map(|answer| answer.payload.attributes).unwrap_or_default())
-}
-
-/// The number that the kernel has given to its ethtool family; it stays until the next boot.
-fn family() -> anyhow::Result<u16> {
-    static FAMILY: OnceLock<u16> = OnceLock::new();
-    if let Some(family) = FAMILY.get() {
-        return Ok(*family);
-    }
-    let family = ask_family()?;
-    Ok(*FAMILY.get_or_init(|| family))
-}
-
-fn ask_family() -> anyhow::Result<u16> {
-    let question = GenlCtrl {
-        cmd: GenlCtrlCmd::GetFamily,
-        nlas: vec![GenlCtrlAttrs::FamilyName(Ethtool::family_name().to_owned())],
-    };
-    let answers = netlink::call(NETLINK_GENERIC, GenlMessage::from_payload(question))?;
-    let attributes = answers.into_iter().flat_map(|answer| answer.payload.nlas);
-    let mut id = attributes.filter_map(|attribute| match attribute {
-        GenlCtrlAttrs::FamilyId(id) => Some(id),
-        _ => None,
-    });
-    id.next().context("the kernel has no netlink for ethtool")
-}
-
-/// A message of the ethtool family.
-#[derive(Clone, Debug)]
-struct Ethtool {
-    command: u8,
-    attributes: Vec<u8>,
-}
-
-impl GenlFamily for Ethtool {
-    fn family_name() -> &'static str {
-        "ethtool"
-    }
-
-    fn command(&self) -> u8 {
-        self.command
-    }
-
-    fn version(&self) -> u8 {
-        uapi::GENL_VERSION
-    }
-}
-
-impl Emitable for Ethtool {
-    fn buffer_len(&self) -> usize {
-        self.attributes.len()
-    }
-
-    fn emit(&self, buffer: &mut [u8]) {
-        buffer.copy_from_slice(&self.attributes);
-    }
-}
-
-impl ParseableParametrized<[u8], GenlHeader> for Ethtool {
-    fn parse_with_param(bytes: &[u8], header: GenlHeader) -> Result<Self, DecodeError> {
-        Ok(Self { command: header.cmd, attributes: bytes.to_vec() })
-    }
+    FAMILY.ask(command, &body)
 }

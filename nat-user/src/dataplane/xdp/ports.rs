@@ -16,7 +16,7 @@ use super::interfaces::{self, Interface};
 use super::links::{Link, LinkPin};
 use super::maps::Maps;
 use super::object::Program;
-use super::{offloads, sysctls};
+use super::{offloads, sysctls, targets};
 use crate::config::{self, KeyError};
 use crate::dataplane::{Mode, Port, Role};
 
@@ -161,6 +161,11 @@ impl Ports {
                 findings.problem(format!("{name} is down: ip link set dev {name} up"));
             } else if !interface.has_carrier {
                 findings.problem(format!("{name} has no carrier: see to its cable and the other end"));
+            } else if self.mode == Mode::Native && targets::takes_redirects(interface.index) == Some(false) {
+                findings.problem(format!(
+                    "{name} does not take what native XDP sends to it: on a veth, ethtool -K PEER gro on at its other end; \
+                     or set datapath.mode = \"generic\""
+                ));
             }
         }
     }
