@@ -1,6 +1,6 @@
 //! The daemon is killed again and again: nothing that it has acknowledged is lost, and no packet notices.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
@@ -19,8 +19,34 @@ const DURATION: Duration = Duration::from_mins(1);
 /// What of the download comes each second.
 const RATE: usize = 256 << 10;
 
-/// What was acknowledged: the private address of each EIP, if any.
-type Acknowledged = BTreeMap<Ipv4Addr, Option<Ipv4Addr>>;
+/// What an EIP or a VM may be: nothing, there, or attached to an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum State {
+    Absent,
+    There,
+    At(Ipv4Addr),
+}
+
+/// What was acknowledged.
+#[derive(Debug, Default)]
+struct Acknowledged {
+    /// By name, an address or a VM's: what it is now. Commands whose answer was cut off may or may not have been done.
+    states: BTreeMap<String, BTreeSet<State>>,
+    /// How often each kind of command was.
+    commands: BTreeMap<String, u32>,
+}
+
+impl Acknowledged {
+    /// Takes down a command that makes something be in a state.
+    fn note(&mut self, command: &str, name: &str, state: State, is_acknowledged: bool) {
+        let states = self.states.entry(name.to_owned()).or_insert_with(|| BTreeSet::from([State::Absent]));
+        if is_acknowledged {
+            states.clear();
+            *self.commands.entry(command.to_owned()).or_default() += 1;
+        }
+        states.insert(state);
+    }
+}
 
 #[test]
 fn a_daemon_killed_every_second_loses_no_packet_no_count_and_no_command() -> Result<()> {
@@ -58,25 +84,31 @@ fn a_daemon_killed_every_second_loses_no_packet_no_count_and_no_command() -> Res
     })?;
 
     let mut daemon = Daemon::start(&lab, &eipnat, config)?;
-    let eips = daemon.json(&["eip", "list"])?;
-    let eips: BTreeMap<&str, Option<&str>> = eips
-        .as_array()
-        .context("no list")?
-        .iter()
-        .map(|eip| (eip["eip"].as_str().unwrap_or_default(), eip["private_ip"].as_str()))
-        .collect();
-    println!("{} commands were acknowledged", acknowledged.len());
-    ensure!(acknowledged.len() >= 10, "only {acknowledged:?} came through");
-    for (eip, private_ip) in acknowledged {
-        let listed = eips.get(&*eip.to_string()).with_context(|| format!("{eip} is lost: {eips:?}"))?;
-        if let Some(private_ip) = private_ip {
-            assert_eq!(*listed, Some(&*private_ip.to_string()), "{eip}");
-        }
+    println!("acknowledged: {:?}", acknowledged.commands);
+    ensure!(acknowledged.commands.values().sum::<u32>() >= 30, "only {:?}", acknowledged.commands);
+    ensure!(acknowledged.commands.len() == KINDS, "not every kind: {:?}", acknowledged.commands);
+    let there = listed(&daemon)?;
+    for (name, states) in &acknowledged.states {
+        let state = there.get(name).copied().unwrap_or(State::Absent);
+        ensure!(states.contains(&state), "{name} is {state:?} and not one of {states:?}");
     }
     assert_eq!(ping(&lab.vm1, INTERNET, 3, &[])?.received, 3);
     daemon.stop()?;
     daemon.unload()?;
     lab.remove()
+}
+
+/// What the daemon says of every EIP and VM.
+fn listed(daemon: &Daemon) -> Result<BTreeMap<String, State>> {
+    let mut all = BTreeMap::new();
+    for eip in daemon.json(&["eip", "list"])?.as_array().context("no list")? {
+        let at = eip["private_ip"].as_str().map(str::parse).transpose()?;
+        all.insert(eip["eip"].as_str().unwrap_or_default().to_owned(), at.map_or(State::There, State::At));
+    }
+    for vm in daemon.json(&["vm", "list"])?.as_array().context("no list")? {
+        all.insert(vm["name"].as_str().unwrap_or_default().to_owned(), State::There);
+    }
+    Ok(all)
 }
 
 /// Starts the daemon and kills it a second later, whatever it is at.
@@ -106,25 +138,43 @@ fn ping_for_long(lab: &Lab, count: u32) -> Result<(u32, u32)> {
     Ok(all)
 }
 
+/// Kinds of commands in [`commands_about`].
+const KINDS: usize = 7;
+
+/// One EIP and one VM come, move and go, each as far as their number says: command, whom it is about, what it makes of it.
+fn commands_about(number: u8) -> Vec<(String, String, State)> {
+    let (eip, vm) = (format!("203.0.113.{number}"), format!("vm{number}"));
+    let at = |network| Ipv4Addr::new(10, 0, network, number);
+    let commands = [
+        (format!("eip allocate --address {eip}"), &eip, State::There),
+        (format!("eip attach {eip} {}", at(1)), &eip, State::At(at(1))),
+        (format!("vm create {vm} --private-ip {} --no-public-ip", at(3)), &vm, State::There),
+        (format!("eip attach {eip} {} --reassign", at(2)), &eip, State::At(at(2))),
+        (format!("eip detach {eip}"), &eip, State::There),
+        (format!("vm destroy {vm}"), &vm, State::Absent),
+        (format!("eip release {eip}"), &eip, State::Absent),
+    ];
+    let far = 2 + usize::from(number) % (KINDS - 1);
+    commands.into_iter().take(far).map(|(command, name, state)| (command, name.clone(), state)).collect()
+}
+
 /// Gives one command after the other, and watches that counters never go back.
 fn command(lab: &Lab, eipnat: &Path, config: &Config, done: &AtomicBool) -> Result<Acknowledged> {
     let socket = config.socket().to_string_lossy().into_owned();
     let give = |args: &[&str]| -> Result<bool> {
         Ok(run_eipnat(&lab.node, eipnat, &[&["--socket", &socket], args].concat())?.status.success())
     };
-    let mut acknowledged = Acknowledged::new();
+    let mut acknowledged = Acknowledged::default();
     let mut before = Meter::default();
     let mut looks = 0;
     for number in 20..250 {
         if done.load(Ordering::Relaxed) {
             break;
         }
-        let (eip, private_ip) = (Ipv4Addr::new(203, 0, 113, number), Ipv4Addr::new(10, 0, 0, number));
-        if give(&["eip", "allocate", "--address", &eip.to_string()])? {
-            acknowledged.insert(eip, None);
-            if give(&["eip", "attach", &eip.to_string(), &private_ip.to_string()])? {
-                acknowledged.insert(eip, Some(private_ip));
-            }
+        for (args, name, state) in commands_about(number) {
+            let args: Vec<&str> = args.split(' ').collect();
+            let kind = if args.contains(&"--reassign") { "move" } else { args[1] };
+            acknowledged.note(kind, &name, state, give(&args)?);
         }
         let url = format!("http://{METRICS}/metrics");
         if let Ok(metrics) = curl(&lab.node, &url, &[]) {
