@@ -13,7 +13,7 @@ use nat_user::store::Store;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::Value;
 use tests::lab::{
-    Bed, Config, Daemon, EIP1, Lab, Setup, Topology, VM_DEVICE, VM1, eipnat_binary, ping, refused,
+    Bed, Config, Daemon, EIP1, Lab, Setup, Topology, VM_DEVICE, VM1, eipnat_binary, ping, refused, run_eipnat,
 };
 
 /// Public address -> private address.
@@ -49,6 +49,46 @@ fn on_a_full_disk_commands_are_refused_and_traffic_goes_on() -> Result<()> {
     assert_eq!(daemon.json(&["eip", "list"])?, before.0);
     fs::remove_file(&ballast)?;
     daemon.ok(&["eip", "allocate"])?;
+    assert_eq!(ping(&lab.internet, EIP1, 3, &[])?.received, 3);
+    daemon.stop()?;
+    daemon.unload()?;
+    unmount(&store, UnmountFlags::empty())?;
+    lab.remove()
+}
+
+#[test]
+fn on_a_full_disk_a_first_start_and_a_restore_are_refused_and_leave_nothing() -> Result<()> {
+    let lab = Lab::new(Topology::TwoArmed)?;
+    let (eipnat, config, file) = (eipnat_binary()?, Config::of(&lab), lab.file("full.toml"));
+    let (store, backup) = (config.store(), lab.file("backup.db"));
+    fs::create_dir(&store)?;
+    mount("tmpfs", &store, "tmpfs", MountFlags::empty(), Some(c"size=1m"))?;
+    fs::write(&file, config.to_toml())?;
+    let file = file.to_string_lossy().into_owned();
+    let ballast = store.join("ballast");
+    let fill_up = || fs::write(&ballast, vec![1; 2 << 20]).expect_err("2 MB do not fit into 1 MB");
+    let names = || -> Result<Vec<_>> { Ok(fs::read_dir(&store)?.collect::<Result<Vec<_>, _>>()?) };
+
+    fill_up();
+    let why = refused(&run_eipnat(&lab.node, &eipnat, &["run", "--config", &file])?)?;
+    ensure!(why.contains("store.path") && why.contains("is full"), "{why}");
+    assert_eq!((lab.programs()?, names()?.len()), (vec![], 1), "only what filled it");
+    fs::remove_file(&ballast)?;
+
+    let mut daemon = Daemon::start(&lab, &eipnat, config.clone())?;
+    daemon.bind(EIP1, VM1)?;
+    daemon.ok(&["store", "backup", &backup.to_string_lossy()])?;
+    daemon.ok(&["eip", "allocate"])?;
+    let eips = daemon.json(&["eip", "list"])?;
+    daemon.stop()?;
+    fill_up();
+    let before = names()?.len();
+    let restore = ["store", "restore", &backup.to_string_lossy(), "--config", &file];
+    let why = refused(&run_eipnat(&lab.node, &eipnat, &restore)?)?;
+    ensure!(why.contains("No space left"), "{why}");
+    assert_eq!(names()?.len(), before);
+    let mut daemon = Daemon::start(&lab, &eipnat, config)?;
+    assert_eq!(daemon.json(&["eip", "list"])?, eips);
     assert_eq!(ping(&lab.internet, EIP1, 3, &[])?.received, 3);
     daemon.stop()?;
     daemon.unload()?;

@@ -123,27 +123,32 @@ pub fn restore(directory: &Path, backup: &Path) -> anyhow::Result<(Option<PathBu
     let bytes = fs::read(backup).with_context(|| format!("cannot read {}", backup.display()))?;
     let revision = check(backup)?;
     make_directory(directory)?;
-    let old = if database.exists() {
-        let lock = lock(&database)?;
-        let old = unused(&database.with_extension("db.old"));
-        // The old one keeps its name until the new one takes it, so that there is one at every instant.
-        for suffix in ["", "-journal"] {
-            match fs::hard_link(with_suffix(&database, suffix), with_suffix(&old, suffix)) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("cannot keep {}", database.display()));
-                }
-                _ => {}
-            }
-        }
-        Some((old, lock))
-    } else {
-        None
-    };
+    let lock = if database.exists() { Some(lock(&database)?) } else { None };
+    // First what takes room.
     let part = write_part(&database, &bytes)?;
+    let old = lock.as_ref().map(|_| keep(&database)).transpose().inspect_err(|_| {
+        let _ = fs::remove_file(&part);
+    })?;
     // The journal belongs to the old one, and would be applied to the new one.
     remove_if_there(&with_suffix(&database, "-journal"))?;
     put(&part, &database)?;
-    Ok((old.map(|(old, _)| old), revision))
+    Ok((old, revision))
+}
+
+/// Gives a database another name as well: it keeps its own until another one takes it, so that there is one at every
+/// instant.
+fn keep(database: &Path) -> anyhow::Result<PathBuf> {
+    let old = unused(&database.with_extension("db.old"));
+    for suffix in ["", "-journal"] {
+        match fs::hard_link(with_suffix(database, suffix), with_suffix(&old, suffix)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                let _ = fs::remove_file(&old);
+                return Err(error).with_context(|| format!("cannot keep {}", database.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(old)
 }
 
 /// Reads a backup, and answers its revision.
