@@ -8,12 +8,12 @@
 //! and what `unload` puts back, and for these:
 //!
 //! - A structure only grows, at its end, and what is new means "not known" where it is zero. So the first bytes of
-//!   [`Node`], [`Port`] and [`Meter`] can be read whichever version wrote them.
-//! - The maps [`map::NODE`], [`map::PORTS`], [`map::METERS`], [`map::COUNTERS`] and the two that carry sums on keep their
-//!   names, types and keys. A meter's index is given out by the daemon's store, not by the version.
+//!   [`Node`], [`Port`], [`Meter`] and [`Inbound`] can be read whichever version wrote them.
+//! - The maps [`map::NODE`], [`map::PORTS`], [`map::INBOUND`], [`map::METERS`], [`map::COUNTERS`] and the two that carry
+//!   sums on keep their names, types and keys. A meter's index is given out by the daemon's store, not by the version.
 //! - A reason of [`verdict`](crate::verdict) keeps its number: new ones are appended, none is taken out.
 //!
-//! Bindings need no such rule: they are written anew, from the daemon's desired state.
+//! Apart from that, bindings need no such rule: they are written anew, from the daemon's desired state.
 
 use bytemuck::{Pod, Zeroable};
 

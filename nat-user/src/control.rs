@@ -1,6 +1,6 @@
 //! The control plane in one piece: a command goes through the model, the store and the datapath, in this order.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
@@ -10,7 +10,7 @@ use log::{error, info, warn};
 use nat_common::abi::Meter;
 
 use crate::config::KeyError;
-use crate::dataplane::{Binding, Dataplane, Half, Mended, Port, Verdicts};
+use crate::dataplane::{Binding, Dataplane, Half, Mended, Owner, Owners, Port, Verdicts};
 use crate::model::{Carried, Change, Closing, Command, Eip, ImportError, Line, Model, Refusal, Subject};
 use crate::reconcile::{self, Patrol};
 use crate::store::Store;
@@ -28,6 +28,8 @@ pub struct Control {
     drift: Vec<String>,
     /// How often something was mended that the datapath stands on.
     repairs: u64,
+    /// When it was the last time, and what.
+    last_repair: Option<(SystemTime, String)>,
     /// Looks for bindings in the datapath that somebody else has changed.
     patrol: Patrol,
 }
@@ -67,9 +69,16 @@ impl Control {
         if !steps.is_empty() {
             info!("the datapath differed from the desired state: {} steps to mend it", steps.len());
         }
-        dataplane.activate()?;
-        let mut control =
-            Self { store, dataplane, fault: None, drift: Vec::new(), repairs: 0, patrol: Patrol::default() };
+        dataplane.activate(&owners(store.model()))?;
+        let mut control = Self {
+            store,
+            dataplane,
+            fault: None,
+            drift: Vec::new(),
+            repairs: 0,
+            last_repair: None,
+            patrol: Patrol::default(),
+        };
         if let Err(error) = control.close_meters() {
             // A full disk is no reason not to forward; it is tried again.
             warn!("{error:#}");
@@ -83,6 +92,8 @@ impl Control {
     /// # Errors
     /// If it is refused, or the datapath fails; then the error says whether it was committed.
     pub fn execute(&mut self, command: &Command, now: SystemTime) -> Result<Subject, Error> {
+        // Whoever waits has been there first.
+        self.serve_waiting(now);
         let change = self.store.model().plan(command, now)?;
         self.carry_out(change)
     }
@@ -92,6 +103,7 @@ impl Control {
     /// # Errors
     /// As [`Control::execute`].
     pub fn import(&mut self, lines: &[Line], now: SystemTime) -> Result<String, Error> {
+        self.serve_waiting(now);
         let change = self.store.model().plan_import(lines, now)?;
         let what = change.to_string();
         self.carry_out(change)?;
@@ -102,6 +114,7 @@ impl Control {
         for meter in change.new_meters() {
             // Still nobody's, so nothing is lost if the commit fails; after it a crash could bill old traffic.
             self.dataplane.reset_meter(meter).context("a counter cannot be reset; nothing has changed")?;
+            self.patrol.forget(meter);
         }
         let subject = change.subject.clone();
         let (before, after) = change.bindings();
@@ -113,10 +126,9 @@ impl Control {
         }
         let settled = match self.fault {
             None => reconcile::change(&mut *self.dataplane, before, after),
-            Some(_) => reconcile::everything(&mut *self.dataplane, self.store.model().bindings()),
+            Some(_) => self.settle_everything(),
         };
-        self.note(settled.map(drop))
-            .map_err(|problem| anyhow!("accepted, but not in force yet: {problem}"))?;
+        self.note(settled).map_err(|problem| anyhow!("accepted, but not in force yet: {problem}"))?;
         if let Err(error) = self.close_meters() {
             // The command is done; what they show is counted until then, and it is tried again.
             warn!("{error:#}");
@@ -163,24 +175,42 @@ impl Control {
     /// case that somebody else has changed them.
     fn repair(&mut self) {
         self.mend();
-        let settled = match &self.fault {
-            None => match self.patrol.look(&*self.dataplane, self.store.model()) {
-                Ok(true) => return,
-                Ok(false) => reconcile::everything(&mut *self.dataplane, self.store.model().bindings()),
-                Err(error) => Err(error),
-            },
-            Some(_) => reconcile::everything(&mut *self.dataplane, self.store.model().bindings()),
-        };
-        let (was_fault, steps) = (self.fault.is_some(), settled.as_ref().map_or(0, Vec::len));
-        if self.note(settled.map(drop)).is_err() {
+        if self.fault.is_some() {
+            let settled = self.settle_everything();
+            if self.note(settled).is_ok() {
+                info!("the datapath does again what revision {} says", self.store.revision());
+            }
             return;
         }
-        if was_fault {
-            info!("the datapath does again what revision {} says", self.store.revision());
-        } else if steps > 0 {
-            warn!("repaired: bindings that somebody else has changed, in {steps} steps");
-            self.repairs += 1;
+        let looked = self.patrol.look(&*self.dataplane, self.store.model());
+        let wrong = looked.as_ref().map_or(&[][..], Vec::as_slice);
+        if looked.is_ok() && wrong.is_empty() {
+            return;
         }
+        let what = format!("bindings that somebody else has changed: {}", some_of(wrong));
+        let settled = looked.and_then(|wrong| self.put_right(wrong));
+        if self.note(settled).is_ok() {
+            self.repaired(&what, SystemTime::now());
+        }
+    }
+
+    /// Brings what stands at the addresses of these bindings to the desired state.
+    fn put_right(&mut self, wrong: Vec<Binding>) -> anyhow::Result<()> {
+        let publics: HashSet<Ipv4Addr> = wrong.iter().map(|binding| binding.public_ip).collect();
+        let privates: HashSet<Ipv4Addr> = wrong.iter().map(|binding| binding.private_ip).collect();
+        let is_touched = |b: &Binding| publics.contains(&b.public_ip) || privates.contains(&b.private_ip);
+        let desired = self.store.model().bindings().filter(is_touched).collect();
+        reconcile::change(&mut *self.dataplane, wrong, desired)
+    }
+
+    fn settle_everything(&mut self) -> anyhow::Result<()> {
+        reconcile::everything(&mut *self.dataplane, self.store.model().bindings()).map(drop)
+    }
+
+    fn repaired(&mut self, what: &str, now: SystemTime) {
+        warn!("repaired: {what}");
+        self.repairs += 1;
+        self.last_repair = Some((now, what.to_owned()));
     }
 
     fn mend(&mut self) {
@@ -189,9 +219,8 @@ impl Control {
             ..Mended::default()
         });
         for what in &repaired {
-            warn!("repaired: {what}");
+            self.repaired(what, SystemTime::now());
         }
-        self.repairs += repaired.len() as u64;
         for problem in problems.iter().filter(|problem| !self.drift.contains(problem)) {
             error!("{problem}");
         }
@@ -223,6 +252,12 @@ impl Control {
     #[must_use]
     pub const fn repairs(&self) -> u64 {
         self.repairs
+    }
+
+    /// When something was mended the last time, and what.
+    #[must_use]
+    pub fn last_repair(&self) -> Option<&(SystemTime, String)> {
+        self.last_repair.as_ref()
     }
 
     /// The interfaces that the datapath serves.
@@ -311,7 +346,21 @@ fn reset_foreign_meters(
     for binding in store.model().bindings().filter(|binding| !stands(*binding)) {
         dataplane.reset_meter(binding.meter)?;
     }
+    let closing: HashMap<u32, Ipv4Addr> =
+        store.model().closing().map(|closing| (closing.meter, closing.address)).collect();
+    for binding in actual.iter().map(Half::binding) {
+        if closing.get(&binding.meter).is_some_and(|address| *address != binding.public_ip) {
+            dataplane.reset_meter(binding.meter)?;
+        }
+    }
     Ok(())
+}
+
+/// Whom each meter counts for.
+fn owners(model: &Model) -> Owners {
+    let bound = model.bindings().map(|binding| (binding.meter, Owner::Binding(binding)));
+    let closing = model.closing().map(|closing| (closing.meter, Owner::Closing(closing.address)));
+    bound.chain(closing).collect()
 }
 
 /// Runs `work` on the control plane, on a thread that may block.
@@ -323,9 +372,28 @@ pub async fn call<T: Send + 'static>(
     work: impl FnOnce(&mut Control) -> T + Send + 'static,
 ) -> anyhow::Result<T> {
     let control = Arc::clone(control);
-    let locked = move || control.lock().map(|mut control| work(&mut control)).ok();
+    // Gone with this future: whoever does not wait any more has been told that it was not done.
+    let waits = Arc::new(());
+    let is_waited_for = Arc::downgrade(&waits);
+    let locked = move || {
+        let mut control = control.lock().ok()?;
+        is_waited_for.upgrade()?;
+        Some(work(&mut control))
+    };
     let done = tokio::task::spawn_blocking(locked).await.ok().flatten();
+    drop(waits);
     done.context("the daemon has hit a bug and its state is in doubt; see its log, and restart it")
+}
+
+/// The first few of many bindings, for people.
+fn some_of(bindings: &[Binding]) -> String {
+    const SHOWN: usize = 3;
+    let pair = |binding: &Binding| format!("{} = {}", binding.public_ip, binding.private_ip);
+    let some = bindings.iter().take(SHOWN).map(pair).collect::<Vec<_>>().join(", ");
+    match bindings.len().saturating_sub(SHOWN) {
+        0 => some,
+        more => format!("{some} and {more} more"),
+    }
 }
 
 #[cfg(test)]

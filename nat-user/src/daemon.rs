@@ -53,9 +53,11 @@ pub fn run(file: &Path, replace_program: bool) -> anyhow::Result<()> {
             thread::Builder::new().name("xdp-log".to_owned()).spawn(|| carry_log(logger))?;
         }
         let served = serve(&config, sockets, store, Box::new(dataplane), either(terminate, interrupt)).await;
-        if served.is_err() && is_first {
+        if served.is_err() {
             // Nobody counts on it yet. Why it failed is what has to be told.
-            xdp::unload(&config.datapath.pin_path).unwrap_or_else(|error| error!("{error:#}"));
+            if is_first {
+                xdp::unload(&config.datapath.pin_path).unwrap_or_else(|error| error!("{error:#}"));
+            }
             made.remove();
         }
         served

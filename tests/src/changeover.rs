@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use nat_user::dataplane::xdp::XdpDataplane;
-use nat_user::dataplane::{Binding, Dataplane};
+use nat_user::dataplane::{Binding, Dataplane, Owner};
 use nat_user::reconcile;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -29,6 +29,9 @@ struct Arguments {
     pin_path: PathBuf,
     #[arg(long)]
     max_bindings: u32,
+    /// Each binding counts on another meter, as after a restore of the store
+    #[arg(long)]
+    restored: bool,
 }
 
 /// The program itself.
@@ -51,14 +54,14 @@ fn change_over(arguments: Arguments) -> Result<Value> {
     let config = datapath(arguments.pin_path, arguments.max_bindings);
     let pool = default_pool(POOL, Duration::ZERO)?;
     let mut dataplane = XdpDataplane::start(&config, &[pool])?;
-    let bindings = (0..).zip(BINDINGS).map(|(meter, (public_ip, private_ip))| Binding {
-        public_ip,
-        tenant: 0,
-        private_ip,
-        meter,
-    });
+    let first = u32::from(arguments.restored);
+    let bindings = (first..)
+        .map(|meter| meter % 2)
+        .zip(BINDINGS)
+        .map(|(meter, (public_ip, private_ip))| Binding { public_ip, tenant: 0, private_ip, meter });
+    let owners = bindings.clone().map(|binding| (binding.meter, Owner::Binding(binding))).collect();
     reconcile::everything(&mut dataplane, bindings)?;
-    dataplane.activate()?;
+    dataplane.activate(&owners)?;
     let meters = dataplane.meters(&[0, 1])?;
     let verdicts = dataplane.verdicts()?;
     let sent_on = verdicts.forward + verdicts.punts.iter().map(|(_, packets)| packets).sum::<u64>();
@@ -91,6 +94,8 @@ pub struct Changeover {
     pub max_bindings: u32,
     /// The log level. With `debug` the XDP program is another one, too.
     pub log: &'static str,
+    /// Whether each binding counts on another meter than otherwise, as after a restore of the store.
+    pub restored: bool,
 }
 
 impl Changeover {
@@ -99,7 +104,8 @@ impl Changeover {
     /// # Errors
     /// When it has not been built.
     pub fn this_version() -> Result<Self> {
-        Ok(Self { program: beside_this_program("eipnat-changeover")?, max_bindings: 1024, log: "info" })
+        let program = beside_this_program("eipnat-changeover")?;
+        Ok(Self { program, max_bindings: 1024, log: "info", restored: false })
     }
 
     /// A version with another ABI. It is built if the target directory is this user's, so that it is up to date.
@@ -188,9 +194,12 @@ impl Changeover {
         command
     }
 
-    fn arguments(&self, lab: &Lab) -> [String; 4] {
+    fn arguments(&self, lab: &Lab) -> Vec<String> {
         let pin_path = Self::pin_path(lab).to_string_lossy().into_owned();
-        ["--pin-path".into(), pin_path, "--max-bindings".into(), self.max_bindings.to_string()]
+        let mut arguments =
+            vec!["--pin-path".into(), pin_path, "--max-bindings".into(), self.max_bindings.to_string()];
+        arguments.extend(self.restored.then(|| "--restored".into()));
+        arguments
     }
 }
 

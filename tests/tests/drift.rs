@@ -1,5 +1,6 @@
 //! Somebody changes what the datapath stands on, behind the daemon's back: it is mended within [`IN_TIME`], or said.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use aya::programs::xdp::XdpLink;
 use aya_obj::programs::XdpAttachType;
 use nat_common::abi::{Inbound, Outbound, OutboundKey};
 use nat_user::dataplane::xdp::XdpDataplane;
+use nat_user::dataplane::{Binding, Dataplane as _, Half, Place};
 use tests::lab::{
     Bed, Config, Daemon, EIP1, INTERNET, INTERNET_DEVICE, Lab, Setup, Topology, VM1, datapath, eipnat_binary,
     ping, pins,
@@ -408,5 +410,40 @@ fn unload_removes_the_directories_that_were_made() -> Result<()> {
     daemon.unload()?;
     assert!(lab.file("theirs").exists());
     assert!(!lab.file("theirs/ours").exists());
+    lab.remove()
+}
+
+#[test]
+fn bindings_are_all_read_whatever_is_read_at_a_time() -> Result<()> {
+    const COUNT: u32 = 20_000;
+    let lab = Lab::new(Topology::TwoArmed)?;
+    lab.node.run(|| {
+        let pin_path = lab.file("bpf");
+        let mut dataplane = XdpDataplane::start(&datapath(pin_path.clone(), COUNT), &[])?;
+        let binding = |n: u32| Binding {
+            public_ip: (0xcb00_0000 + n).into(),
+            tenant: 0,
+            private_ip: (0x0a00_0000 + n).into(),
+            meter: n,
+        };
+        let halves: BTreeSet<Half> =
+            (0..COUNT).map(binding).flat_map(|b| [Half::Inbound(b), Half::Outbound(b)]).collect();
+        halves.iter().try_for_each(|half| dataplane.insert(*half))?;
+        // Also less than what hangs on one bucket.
+        for count in [1, 7, 1000, 3 * COUNT] {
+            let (mut all, mut next) = (Vec::new(), Some(Place::default()));
+            while let Some(place) = next {
+                let (some, after) = dataplane.some_halves(place, count)?;
+                ensure!(some.len() <= 64 + count as usize, "{} at once", some.len());
+                all.extend(some);
+                next = after;
+            }
+            ensure!(all.len() == halves.len(), "{} by {count}", all.len());
+            ensure!(all.into_iter().collect::<BTreeSet<_>>() == halves, "others, by {count}");
+        }
+        drop(dataplane);
+        ensure!(!pin_path.exists(), "a start that is not finished is undone");
+        Ok(())
+    })??;
     lab.remove()
 }

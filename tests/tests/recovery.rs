@@ -6,6 +6,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use nat_user::dataplane::xdp;
+use tests::changeover::Changeover;
 use tests::lab::{
     Bed, Config, Daemon, EIP1, INTERNET, Lab, Setup, Topology, VM1, eipnat_binary, ping, pins, refused,
     run_eipnat,
@@ -128,6 +130,22 @@ fn unload_does_what_it_can_and_tells_the_rest() -> Result<()> {
         assert_eq!(fs::read_dir(pin_path.join("maps_1"))?.count(), 1);
         Ok(fs::remove_dir(strange)?)
     })
+}
+
+/// A restored store may have given a meter to another address, and an upgrade carries meters over by their number.
+#[test]
+fn after_a_restore_and_an_upgrade_nobody_is_billed_for_anothers_traffic() -> Result<()> {
+    let this = Changeover { max_bindings: 2, ..Changeover::this_version()? };
+    let lab = Lab::new(Topology::TwoArmed)?;
+    this.run(&lab)?;
+    assert_eq!(ping(&lab.internet, EIP1, 5, &[])?.received, 5);
+    let before = this.run(&lab)?;
+    assert_eq!((before.meters[0][0], before.meters[1][0]), (5, 0));
+    let restored = Changeover { max_bindings: 4, restored: true, ..this }.run(&lab)?;
+    assert_eq!(restored.meters, [[0; 4]; 2], "neither is the other's");
+    assert_eq!(restored.sent_on, before.sent_on);
+    lab.node.run(|| xdp::unload(&Changeover::pin_path(&lab)))??;
+    lab.remove()
 }
 
 #[test]

@@ -25,11 +25,11 @@ use tokio::time::timeout;
 use super::types::{Allocate, Attach, Counters, CreateVm, Eip, Failure, Imported, Pool, Stats, Status, Vm};
 use crate::model::Name;
 
-/// How long the daemon may take to answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the daemon may take to answer: longer than it takes to say that it has taken too long.
+const PATIENCE: Duration = Duration::from_secs(35);
 
-/// How long a million lines may take, or a copy of the store.
-const IMPORT_PATIENCE: Duration = Duration::from_mins(10);
+/// How long a million lines may take, or a copy of the store; likewise.
+const IMPORT_PATIENCE: Duration = Duration::from_mins(16);
 
 /// A client of the daemon at a socket.
 #[derive(Clone, Debug)]

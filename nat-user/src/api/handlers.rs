@@ -34,6 +34,11 @@ pub(super) async fn status(State(control): State<Shared>) -> Answer<types::Statu
             bindings: control.model().bound(),
             interfaces: control.ports(),
             problems,
+            repairs: control.last_repair().map(|(at, what)| types::Repairs {
+                count: control.repairs(),
+                last_at: humantime::format_rfc3339_seconds(*at).to_string(),
+                last: what.clone(),
+            }),
         }
     };
     Ok(Json(control::call(&control, status).await?))

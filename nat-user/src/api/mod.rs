@@ -23,6 +23,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use governor::{Quota, RateLimiter};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use utoipa::OpenApi as _;
 use utoipa::openapi::OpenApi;
@@ -86,10 +87,21 @@ fn routes() -> OpenApiRouter<Shared> {
     ))]
     struct Document;
 
+    // One at a time: each takes as much memory as the whole state.
+    let place = Arc::new(Semaphore::new(1));
     let long = OpenApiRouter::new()
         .routes(routes!(handlers::import).layer(DefaultBodyLimit::max(MAX_IMPORT)))
         .routes(routes!(handlers::backup))
-        .layer(middleware::from_fn_with_state(LONG_PATIENCE, in_time));
+        .layer(middleware::from_fn_with_state(LONG_PATIENCE, in_time))
+        .layer(middleware::from_fn(move |request: Request, next: Next| {
+            let place = Arc::clone(&place);
+            async move {
+                match place.try_acquire() {
+                    Ok(_place) => next.run(request).await,
+                    Err(_) => another_is_under_way().into_response(),
+                }
+            }
+        }));
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(handlers::status))
         .routes(routes!(handlers::stats))
@@ -111,6 +123,11 @@ async fn in_time(State(patience): State<Duration>, request: Request, next: Next)
             format!("the request did not arrive, or was not answered, within {} s", patience.as_secs());
         ApiError(StatusCode::REQUEST_TIMEOUT, what).into_response()
     })
+}
+
+fn another_is_under_way() -> ApiError {
+    let what = "another import or backup is under way; try again when it has ended";
+    ApiError(StatusCode::SERVICE_UNAVAILABLE, what.to_owned())
 }
 
 fn too_many(rate: NonZeroU32) -> ApiError {

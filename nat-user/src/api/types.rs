@@ -109,6 +109,20 @@ pub struct Status {
     /// Why it is not ready.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
+    /// What was mended of the datapath since the daemon started; absent if nothing was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repairs: Option<Repairs>,
+}
+
+/// What was mended of the datapath.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Repairs {
+    /// How often.
+    pub count: u64,
+    /// When it was the last time (RFC 3339).
+    pub last_at: String,
+    /// What it was the last time.
+    pub last: String,
 }
 
 /// A pool.

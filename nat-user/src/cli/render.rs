@@ -8,7 +8,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{DecimalBytes, HumanCount};
 use nat_common::verdict::{Punt, Reject};
 
-use crate::api::types::{Counters, Eip, EipState, Pool, Stats, Status, Vm};
+use crate::api::types::{Counters, Eip, EipState, Pool, Repairs, Stats, Status, Vm};
 
 pub(super) fn status(status: &Status) -> String {
     let mut facts = vec![
@@ -17,6 +17,12 @@ pub(super) fn status(status: &Status) -> String {
         ["bindings".to_owned(), HumanCount(status.bindings as u64).to_string()],
     ];
     facts.extend(status.problems.iter().map(|problem| ["problem".to_owned(), problem.clone()]));
+    facts.extend(status.repairs.iter().flat_map(|Repairs { count, last_at, last }| {
+        [
+            ["repairs".to_owned(), HumanCount(*count).to_string()],
+            ["last repair".to_owned(), format!("{last_at}: {last}")],
+        ]
+    }));
     let interfaces = status.interfaces.iter();
     let interfaces = interfaces.map(|port| [port.name.clone(), port.role.to_string(), port.mode.to_string()]);
     format!(

@@ -273,3 +273,47 @@ fn bindings_that_somebody_else_changes_are_mended_at_the_next_look() {
         assert_eq!(control.repairs(), number as u64 + 1);
     }
 }
+
+#[test]
+fn whoever_waits_for_an_address_is_served_before_a_new_command() {
+    let dataplane = MemoryDataplane::new(4);
+    let mut control = start_with("203.0.113.0/31", &dataplane).unwrap();
+    let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    let name: Name = "web".parse().unwrap();
+    let create =
+        Command::CreateVm { name: name.clone(), private_ip: VM, account: None, public_ip: true, pool: None };
+    execute(&mut control, &ALLOCATE).unwrap();
+    execute(&mut control, &create).unwrap();
+    let attach = Command::Attach { eip: EIP, target: Target::Vm(name.clone()), reassign: false };
+    execute(&mut control, &attach).unwrap();
+    execute(&mut control, &ALLOCATE).unwrap();
+    execute(&mut control, &Command::Detach(EIP)).unwrap();
+    assert!(control.model().vm(&name).unwrap().waiting_since.is_some(), "there is none");
+    let other = EIP.to_bits() + 1;
+    control.execute(&Command::Release(other.into()), at(1)).unwrap();
+    let refused = control.execute(&ALLOCATE, at(2)).unwrap_err().to_string();
+    assert!(refused.contains("no free address"), "{refused}");
+    assert_eq!(control.model().vm(&name).unwrap().public_ip.unwrap().address, Ipv4Addr::from(other));
+}
+
+/// Its client has been told that it has taken too long.
+#[tokio::test]
+async fn a_call_that_nobody_waits_for_any_more_is_not_carried_out() {
+    let dataplane = MemoryDataplane::new(4);
+    let control: Shared = Arc::new(Mutex::new(start(&dataplane)));
+    let held = Arc::clone(&control);
+    let (taken, is_taken) = tokio::sync::oneshot::channel();
+    let (release, is_released) = std::sync::mpsc::channel::<()>();
+    let holder = std::thread::spawn(move || {
+        let _control = held.lock();
+        taken.send(()).unwrap();
+        is_released.recv()
+    });
+    is_taken.await.unwrap();
+    let allocate = call(&control, |control| execute(control, &ALLOCATE).map(drop));
+    tokio::time::timeout(Duration::from_millis(50), allocate).await.unwrap_err();
+    release.send(()).unwrap();
+    holder.join().unwrap().unwrap();
+    let eips = call(&control, |control| control.model().eips().count()).await.unwrap();
+    assert_eq!(eips, 0);
+}

@@ -9,7 +9,7 @@ use anyhow::{bail, ensure};
 use nat_common::abi::Meter;
 use nat_common::verdict::{Punt, Reject};
 
-use super::{Binding, Dataplane, Half, Mended, Mode, Place, Port, Role, Verdicts};
+use super::{Binding, Dataplane, Half, Mended, Mode, Owners, Place, Port, Role, Verdicts};
 use crate::model;
 
 /// A call that changed something.
@@ -101,15 +101,16 @@ impl State {
 impl Dataplane for MemoryDataplane {
     fn some_halves(&self, place: Place, count: u32) -> anyhow::Result<(Vec<Half>, Option<Place>)> {
         let state = self.state();
-        let all: Vec<Half> = if place.is_outbound {
-            state.outbound.values().copied().map(Half::Outbound).collect()
+        // A place is the address that comes next, so that it stays one when others go.
+        let from = Ipv4Addr::from(place.at);
+        let (keys, mut halves): (Vec<Ipv4Addr>, Vec<Half>) = if place.is_outbound {
+            state.outbound.range((0, from)..).map(|((_, key), value)| (key, Half::Outbound(*value))).unzip()
         } else {
-            state.inbound.values().copied().map(Half::Inbound).collect()
+            state.inbound.range(from..).map(|(key, value)| (key, Half::Inbound(*value))).unzip()
         };
-        let some: Vec<Half> = all.iter().skip(place.at as usize).take(count as usize).copied().collect();
-        let at = place.at + u32::try_from(some.len())?;
-        let next = ((at as usize) < all.len()).then_some(at);
-        Ok((some, place.after(next)))
+        let next = keys.get(count as usize).copied().map(u32::from);
+        halves.truncate(count as usize);
+        Ok((halves, place.after(next)))
     }
 
     fn serves(&self) -> anyhow::Result<bool> {
@@ -156,7 +157,7 @@ impl Dataplane for MemoryDataplane {
         Ok(())
     }
 
-    fn activate(&mut self) -> anyhow::Result<()> {
+    fn activate(&mut self, _: &Owners) -> anyhow::Result<()> {
         self.writable()?.active = true;
         Ok(())
     }

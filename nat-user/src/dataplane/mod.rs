@@ -4,6 +4,7 @@
 pub mod memory;
 pub mod xdp;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::Ipv4Addr;
 
@@ -141,6 +142,18 @@ pub struct Verdicts {
 /// How many halves are read at a time.
 pub const AT_ONCE: u32 = 16 * 1024;
 
+/// Whom a meter counts for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// A binding that is desired.
+    Binding(Binding),
+    /// A public address whose binding has ended, until the meter is read for the last time.
+    Closing(Ipv4Addr),
+}
+
+/// Whom each meter in use counts for.
+pub type Owners = HashMap<u32, Owner>;
+
 /// The forwarding plane, seen from the control plane.
 ///
 /// Only [`crate::reconcile`] calls the methods that change bindings.
@@ -175,8 +188,9 @@ pub trait Dataplane: Send {
     /// Returns when no packet is under way that has seen the bindings as they were before the call.
     fn quiesce(&mut self) -> anyhow::Result<()>;
     /// Lets packets meet the bindings. Called once, when all of them stand; what an earlier daemon left has forwarded
-    /// until now.
-    fn activate(&mut self) -> anyhow::Result<()>;
+    /// until now. Of what an earlier daemon's maps have counted, only that is carried over which is its meter's owner's: a
+    /// restored store may have given the meter to another one.
+    fn activate(&mut self, owners: &Owners) -> anyhow::Result<()>;
     /// Compares what the datapath stands on with what it has to be, and mends it: interfaces, the program on them, their
     /// settings, every map except for the bindings.
     fn mend(&mut self) -> anyhow::Result<Mended>;

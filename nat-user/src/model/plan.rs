@@ -1,6 +1,6 @@
 //! What a command would change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 use std::time::SystemTime;
 
@@ -91,7 +91,7 @@ impl Model {
                     public_ip: None,
                     waiting_since: None,
                 };
-                self.plan_create(vm, now)
+                self.plan_create(vm, pool.as_ref(), now)
             }
             Command::DestroyVm(name) => self.plan_destroy(name, now),
         }
@@ -100,8 +100,16 @@ impl Model {
     /// What gives the VM whose turn it is the public IP that it waits for; `None` if nobody waits or there is none.
     #[must_use]
     pub fn plan_waiting(&self, now: SystemTime) -> Option<Change> {
+        if self.bound.len() >= self.capacity as usize {
+            return None;
+        }
+        // Of many that wait, most wait for the same pool.
+        let has_one: HashMap<&Name, bool> =
+            self.pools.iter().map(|pool| (&pool.spec.name, pool.next(now).is_ok())).collect();
         self.waiting.iter().find_map(|(_, name)| {
             let vm = self.vms.get(name)?;
+            let pool = vm.pool.as_ref().filter(|pool| has_one.get(pool) == Some(&true));
+            pool?;
             let mut draft = Draft::new(self, Subject::Vm(vm.clone()), now);
             let after = draft.with_public_ip(vm).ok()?;
             let public_ip = after.public_ip?.address;
@@ -276,10 +284,12 @@ impl Model {
         }
     }
 
-    fn plan_create(&self, vm: Vm, now: SystemTime) -> Result<Change, Refusal> {
+    /// `named`: the pool, if one was asked for by name.
+    fn plan_create(&self, vm: Vm, named: Option<&Name>, now: SystemTime) -> Result<Change, Refusal> {
         if let Some(there) = self.vms.get(&vm.name) {
             let same = |vm: &Vm| (vm.private_ip, vm.account.clone(), vm.pool.is_some());
-            return if same(there) == same(&vm) {
+            let is_pool = named.is_none() || there.pool.as_ref() == named;
+            return if is_pool && same(there) == same(&vm) {
                 Ok(Change::nothing(Subject::Vm(there.clone())))
             } else {
                 Err(Refusal::VmExists { name: vm.name, private_ip: there.private_ip })

@@ -17,6 +17,7 @@ const TENANT: u32 = 0;
 
 /// A public address that an account holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Eip {
     /// The public address.
     pub address: Ipv4Addr,
@@ -44,6 +45,7 @@ impl Eip {
 
 /// What a public address stands for, and what counts its traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Attachment {
     /// The private address.
     pub private_ip: Ipv4Addr,
@@ -53,6 +55,7 @@ pub struct Attachment {
 
 /// Traffic of the past: IPv4 total lengths, and packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Carried {
     /// Bytes towards the VM.
     pub in_bytes: u64,
@@ -86,6 +89,7 @@ impl Carried {
 
 /// A virtual machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Vm {
     /// Its name.
     pub name: Name,
@@ -112,6 +116,7 @@ impl Vm {
 
 /// A dynamic public address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PublicIp {
     /// The address.
     pub address: Ipv4Addr,
@@ -121,6 +126,7 @@ pub struct PublicIp {
 
 /// A public address that was given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Returned {
     /// The address.
     pub address: Ipv4Addr,
@@ -130,6 +136,7 @@ pub struct Returned {
 
 /// A meter whose binding has ended and that is still to be read for the last time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Closing {
     /// The meter, which nothing else uses until then.
     pub meter: u32,

@@ -58,14 +58,15 @@ pub fn plan(desired: &BTreeSet<Half>, actual: &BTreeSet<Half>) -> Vec<Step> {
 /// # Errors
 /// At the first step that fails; those before it are done.
 pub fn apply(dataplane: &mut dyn Dataplane, steps: &[Step]) -> anyhow::Result<()> {
-    for step in steps {
-        match *step {
-            Step::Remove(half) => dataplane.remove(half)?,
-            Step::Quiesce => dataplane.quiesce()?,
-            Step::Insert(half) => dataplane.insert(half)?,
-        }
-    }
-    Ok(())
+    let applied = steps.iter().try_for_each(|step| match *step {
+        Step::Remove(half) => dataplane.remove(half),
+        Step::Quiesce => dataplane.quiesce(),
+        Step::Insert(half) => dataplane.insert(half),
+    });
+    applied.inspect_err(|_| {
+        // Whoever tries again may only have something to insert. What failed first is what has to be told.
+        let _ = dataplane.quiesce();
+    })
 }
 
 /// Brings everything in the datapath to `desired`, and says what it took.
@@ -104,19 +105,16 @@ pub fn change(
     dataplane: &mut dyn Dataplane,
     before: Vec<Binding>,
     after: Vec<Binding>,
-) -> anyhow::Result<Vec<Step>> {
-    let mut all = Vec::new();
+) -> anyhow::Result<()> {
     for part in parts(before, after) {
         let mut actual = BTreeSet::new();
         for &Binding { public_ip, tenant, private_ip, .. } in part.before.iter().chain(&part.after) {
             actual.extend(dataplane.inbound(public_ip)?.map(Half::Inbound));
             actual.extend(dataplane.outbound(tenant, private_ip)?.map(Half::Outbound));
         }
-        let steps = plan(&halves(part.after), &actual);
-        apply(dataplane, &steps)?;
-        all.extend(steps);
+        apply(dataplane, &plan(&halves(part.after), &actual))?;
     }
-    Ok(all)
+    Ok(())
 }
 
 /// A change, or as much of it as is done at once.

@@ -1,51 +1,68 @@
 //! Looks whether the bindings in the datapath are the desired ones, a part at a time: a million at once would hold
 //! commands up.
 
-use crate::dataplane::{AT_ONCE, Dataplane, Half, Place};
+use crate::dataplane::{AT_ONCE, Binding, Dataplane, Half, Place};
 use crate::model::Model;
 
-/// In how many looks everything has been looked at. Who looks once a second has seen what is missing after two rounds at
-/// most, less what those looks had still to come to: within five seconds.
-const LOOKS: usize = 3;
+/// In how many looks everything has been looked at. What goes missing right after it was seen is found when its kind has
+/// been looked at once more: after one look more than these. At one look a second that leaves time to mend it within five.
+const LOOKS: usize = 2;
 
 /// How far a look at all bindings has come.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Patrol {
     place: Place,
     /// The halves of the present kind that have been seen, by meter.
     seen: Vec<bool>,
+    /// How many are read at a time.
+    at_once: u32,
+}
+
+impl Default for Patrol {
+    fn default() -> Self {
+        Self::reading(AT_ONCE)
+    }
 }
 
 impl Patrol {
-    /// Looks at some more of what stands in the datapath, and answers whether it is as desired.
+    /// One that reads so many halves at a time.
+    #[must_use]
+    pub const fn reading(at_once: u32) -> Self {
+        Self { place: Place { is_outbound: false, at: 0 }, seen: Vec::new(), at_once }
+    }
+
+    /// A meter has another owner from now on, which has not been seen yet.
+    pub fn forget(&mut self, meter: u32) {
+        if let Some(seen) = self.seen.get_mut(meter as usize) {
+            *seen = false;
+        }
+    }
+
+    /// Looks at some more of what stands in the datapath, and answers what is not as desired: bindings that somebody else
+    /// has put in, and those that are missing or have been changed.
     ///
     /// # Errors
     /// If the datapath cannot be read.
-    pub fn look(&mut self, dataplane: &dyn Dataplane, model: &Model) -> anyhow::Result<bool> {
-        let enough = (2 * model.bound()).div_ceil(LOOKS).max(AT_ONCE as usize);
-        let mut looked_at = 0;
+    pub fn look(&mut self, dataplane: &dyn Dataplane, model: &Model) -> anyhow::Result<Vec<Binding>> {
+        let enough = (2 * model.bound()).div_ceil(LOOKS).max(self.at_once as usize);
+        let (mut wrong, mut looked_at) = (Vec::new(), 0);
         while looked_at < enough {
-            let (halves, next) = dataplane.some_halves(self.place, AT_ONCE)?;
-            if !halves.iter().all(|half| self.see(*half, model)) {
-                *self = Self::default();
-                return Ok(false);
-            }
+            let (halves, next) = dataplane.some_halves(self.place, self.at_once)?;
             looked_at += halves.len();
-            let is_through = next.is_none_or(|next| next.is_outbound != self.place.is_outbound);
-            if is_through && !self.all_seen(dataplane, model)? {
-                *self = Self::default();
-                return Ok(false);
+            wrong.extend(halves.iter().filter(|half| !self.see(half, model)).map(Half::binding));
+            if next.is_none_or(|next| next.is_outbound != self.place.is_outbound) {
+                self.find_missing(dataplane, model, &mut wrong)?;
             }
             self.place = next.unwrap_or_default();
             if next.is_none() {
                 break;
             }
         }
-        Ok(true)
+        Ok(wrong)
     }
 
     /// Whether a half is one that is desired.
-    fn see(&mut self, half: Half, model: &Model) -> bool {
+    fn see(&mut self, half: &Half, model: &Model) -> bool {
         let binding = half.binding();
         let meter = binding.meter as usize;
         if !model.is_bound(&binding) {
@@ -58,8 +75,13 @@ impl Patrol {
         true
     }
 
-    /// Whether no half of the present kind is missing. What has not been seen may have come since.
-    fn all_seen(&mut self, dataplane: &dyn Dataplane, model: &Model) -> anyhow::Result<bool> {
+    /// Adds the bindings whose half of the present kind is missing. One that has not been seen may have come since.
+    fn find_missing(
+        &mut self,
+        dataplane: &dyn Dataplane,
+        model: &Model,
+        wrong: &mut Vec<Binding>,
+    ) -> anyhow::Result<()> {
         let seen = std::mem::take(&mut self.seen);
         let is_seen = |meter: u32| seen.get(meter as usize).copied().unwrap_or_default();
         for binding in model.bindings().filter(|binding| !is_seen(binding.meter)) {
@@ -69,9 +91,9 @@ impl Patrol {
                 dataplane.inbound(binding.public_ip)?
             };
             if stands != Some(binding) {
-                return Ok(false);
+                wrong.push(binding);
             }
         }
-        Ok(true)
+        Ok(())
     }
 }

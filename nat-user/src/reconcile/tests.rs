@@ -1,11 +1,14 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::time::{Duration, SystemTime};
 
+use nat_common::abi::Meter;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
 use crate::dataplane::memory::{Event, MemoryDataplane, State};
+use crate::model::{Command, Line, Model, Name, PoolSpec, Spec, Target};
 
 fn binding(public: u8, private: u8, meter: u32) -> Binding {
     Binding {
@@ -211,4 +214,91 @@ fn a_large_change_is_done_in_parts() {
     assert_eq!(dataplane.state().halves().into_iter().collect::<BTreeSet<_>>(), halves(moved));
     let pauses = dataplane.state().events.iter().filter(|event| **event == Event::Quiesce).count();
     assert_eq!(pauses, 1);
+}
+
+/// A model with these bindings, by way of an import.
+fn model_of(count: u8) -> Model {
+    let pool = PoolSpec {
+        name: Name::default_one(),
+        cidrs: vec!["203.0.113.0/24".parse().unwrap()],
+        reserve: [].into(),
+        reuse_delay: Duration::ZERO,
+    };
+    let mut model = Model::new(Spec { pools: vec![pool], ..Spec::default() }, 64);
+    let line = |n: u8| Line {
+        number: n.into(),
+        eip: [203, 0, 113, n].into(),
+        private_ip: [10, 0, 0, n].into(),
+        account: None,
+    };
+    let lines: Vec<Line> = (1..=count).map(line).collect();
+    let change = model.plan_import(&lines, SystemTime::UNIX_EPOCH).unwrap();
+    model.apply(change);
+    model
+}
+
+/// How many looks it takes at most until what has changed is found.
+const FOUND_WITHIN: usize = 4;
+
+proptest! {
+    /// Whatever somebody else changes, whenever, and however few halves are read at a time.
+    #[test]
+    fn a_patrol_finds_every_change_soon(
+        count in 0..20_u8,
+        at_once in 1..8_u32,
+        before in 0..7_usize,
+        kind in 0..5_u8,
+        which in any::<prop::sample::Index>(),
+    ) {
+        let model = model_of(count);
+        let mut dataplane = MemoryDataplane::new(64);
+        everything(&mut dataplane, model.bindings()).unwrap();
+        let mut patrol = Patrol::reading(at_once);
+        for _ in 0..before {
+            prop_assert_eq!(patrol.look(&dataplane, &model).unwrap(), vec![], "nothing is wrong");
+        }
+        let stranger = binding(u8::try_from(which.index(250)).unwrap(), 200, 63);
+        let victim = model.bindings().min_by_key(|b| which.index(256) ^ usize::from(b.public_ip.octets()[3]));
+        let wrong = {
+            let mut state = dataplane.state();
+            match (kind, victim) {
+                (0, Some(victim)) => drop(state.inbound.remove(&victim.public_ip)),
+                (1, Some(victim)) => drop(state.outbound.remove(&(0, victim.private_ip))),
+                (2, Some(victim)) => put(&mut state, Half::Inbound(Binding { meter: 60, ..victim })),
+                (3, _) | (_, None) => put(&mut state, Half::Inbound(stranger)),
+                _ => put(&mut state, Half::Outbound(stranger)),
+            }
+            if kind < 3 { victim.unwrap_or(stranger).public_ip } else { stranger.public_ip }
+        };
+        let found = (0..FOUND_WITHIN).flat_map(|_| patrol.look(&dataplane, &model).unwrap());
+        prop_assert!(found.map(|b| b.public_ip).any(|found| found == wrong), "{} is not found", wrong);
+    }
+
+    /// Bindings that come and go by command while it looks are not taken for somebody else's.
+    #[test]
+    fn a_patrol_is_not_misled_by_commands(
+        commands in vec((1..10_u8, 1..10_u8, any::<bool>()), 0..30),
+        at_once in 1..4_u32,
+    ) {
+        let mut model = model_of(9);
+        let mut dataplane = MemoryDataplane::new(64);
+        everything(&mut dataplane, model.bindings()).unwrap();
+        let mut patrol = Patrol::reading(at_once);
+        for (public, private, attaches) in commands {
+            let eip = [203, 0, 113, public].into();
+            let target = Target::PrivateIp([10, 0, 0, private].into());
+            let command = if attaches { Command::Attach { eip, target, reassign: true } } else { Command::Detach(eip) };
+            if let Ok(change) = model.plan(&command, SystemTime::UNIX_EPOCH) {
+                change.new_meters().for_each(|meter| patrol.forget(meter));
+                let (before, after) = change.bindings();
+                let (before, after) = (before.collect(), after.collect());
+                model.apply(change);
+                super::change(&mut dataplane, before, after).unwrap();
+                let read: Vec<_> = model.closing().map(|closing| (closing.clone(), Meter::default())).collect();
+                let close = model.plan_close(&read);
+                model.apply(close);
+            }
+            prop_assert_eq!(patrol.look(&dataplane, &model).unwrap(), vec![]);
+        }
+    }
 }

@@ -27,13 +27,19 @@ fn make_directory(directory: &Path) -> Result<(), KeyError> {
             directory.display()
         );
         KeyError::new("store.path", what)
-    })
+    })?;
+    // What is acknowledged in it must not go with it in a power cut.
+    for directory in directory.ancestors().skip(1).take(2) {
+        let _ = File::open(directory).and_then(|directory| directory.sync_all());
+    }
+    Ok(())
 }
 
 /// What was not there before.
 #[derive(Clone, Debug, Default)]
 pub struct Made {
-    directory: Option<PathBuf>,
+    /// The innermost first.
+    directories: Vec<PathBuf>,
     database: Option<PathBuf>,
 }
 
@@ -52,7 +58,7 @@ impl Made {
                 let _ = fs::remove_file(with_suffix(database, suffix));
             }
         }
-        if let Some(directory) = &self.directory {
+        for directory in &self.directories {
             let _ = fs::remove_dir(directory);
         }
     }
@@ -60,7 +66,8 @@ impl Made {
 
 /// Makes the directory, and sees whether a database can be there.
 pub(super) fn prepare(directory: &Path, database: &Path) -> anyhow::Result<Made> {
-    let made = Made { directory: (!directory.exists()).then(|| directory.to_owned()), database: None };
+    let missing = directory.ancestors().take_while(|directory| !directory.exists());
+    let made = Made { directories: missing.map(Path::to_owned).collect(), database: None };
     make_directory(directory)?;
     // SQLite would take an empty file for a new database.
     if fs::metadata(database).is_ok_and(|file| file.len() == 0) {
@@ -84,6 +91,8 @@ fn create(database: &Path) -> anyhow::Result<()> {
         claim(&connection)?;
         schema::prepare(&mut connection)?;
         drop(connection);
+        // One that was left of a database which is gone would be played into this one.
+        remove_if_there(&with_suffix(database, "-journal"))?;
         fs::rename(&part, database)?;
         Ok(File::open(parent(database))?.sync_all()?)
     };

@@ -87,6 +87,13 @@ impl Store {
                 model.insert(record).map_err(|what| anyhow!(Damage(what)))?;
             }
         }
+        let bound = model.bound();
+        if bound > capacity as usize {
+            let what = format!(
+                "{capacity} is too few for the {bound} bindings in the store; write at least that many"
+            );
+            return Err(KeyError::new("datapath.max_bindings", what).into());
+        }
         if actual.with_revision(revision) != digest {
             bail!(Damage("its contents do not fit their checksum".to_owned()));
         }
@@ -202,7 +209,10 @@ fn check_meter(record: &Record, capacity: u32) -> anyhow::Result<()> {
         None => Ok(()),
         Some(meter) => {
             let least = capacity + (meter - has) + 1;
-            let what = format!("{capacity} is too few for the bindings in the store; write at least {least}");
+            let what = format!(
+                "{capacity} is too few: {} in the store counts on meter {meter}, so write at least {least}, or detach it first",
+                record.key().1
+            );
             Err(KeyError::new("datapath.max_bindings", what).into())
         }
     }

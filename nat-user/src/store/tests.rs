@@ -177,6 +177,7 @@ fn a_restore_that_fails_leaves_the_store_and_takes_no_other_database() {
     // Nothing can be written where the new one has to be first.
     fs::create_dir(store.join("eipnat.db.part")).unwrap();
     assert!(restore(&store, &backup).is_err());
+    assert!(!store.join("eipnat.db.old").exists(), "another name of the very store");
     assert_eq!(state(&open(&store).unwrap()), before);
 
     let foreign = directory.path().join("foreign");
@@ -203,7 +204,32 @@ fn too_little_room_is_no_damage() {
     let change = store.model().plan_import(&lines, NOW).unwrap();
     store.commit(change).unwrap();
     drop(store);
-    let error = Store::open(directory.path(), spec(), 16).unwrap_err().to_string();
-    assert!(error.starts_with("datapath.max_bindings: 16 is too few"), "{error}");
+    // Of 64 more there are meters, but no room in the maps.
+    for capacity in [16, 36, 99] {
+        let error = Store::open(directory.path(), spec(), capacity).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("datapath.max_bindings: {capacity} is too few")), "{error}");
+    }
     Store::open(directory.path(), spec(), 100).unwrap();
+}
+
+/// Of a commit that a kill cut off; SQLite would play it into whatever has the database's name.
+#[test]
+fn the_journal_of_a_removed_database_does_not_come_into_a_new_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let journal = directory.path().join("eipnat.db-journal");
+    let mut store = filled(directory.path());
+    drop(store);
+    let connection = Connection::open(directory.path().join(FILE)).unwrap();
+    connection
+        .execute_batch(
+            "PRAGMA cache_spill = 1; PRAGMA cache_size = 1; BEGIN; UPDATE record SET value = value || ' ';",
+        )
+        .unwrap();
+    let hot = fs::read(&journal).unwrap();
+    assert!(hot.len() > 512, "{} bytes are no journal", hot.len());
+    drop(connection);
+    fs::remove_file(directory.path().join(FILE)).unwrap();
+    fs::write(&journal, hot).unwrap();
+    store = open(directory.path()).unwrap();
+    assert_eq!((store.revision(), store.model().eips().count()), (0, 0));
 }

@@ -20,11 +20,12 @@ use anyhow::{Context as _, bail};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use aya::programs::loaded_programs;
 use bytemuck::{Pod, Zeroable as _};
-use nat_common::abi::{self, ABI_VERSION, Addr, Meter, Node, map};
+use nat_common::abi::{self, ABI_VERSION, Addr, Inbound, Meter, Node, map};
 use nat_common::verdict::Counter;
 
 use super::bpffs;
 use super::findings::Findings;
+use crate::dataplane::{Binding, Owner, Owners};
 use crate::model;
 
 /// What the names of the directories begin with.
@@ -62,9 +63,9 @@ impl Generation {
         Ok(all)
     }
 
-    /// A directory for the one after these.
-    pub(super) fn make(pin_path: &Path, after: &[Self]) -> anyhow::Result<Self> {
-        let number = after.last().map_or(0, |last| last.number) + 1;
+    /// A directory for the one after all that are there.
+    pub(super) fn make(pin_path: &Path) -> anyhow::Result<Self> {
+        let number = bpffs::pins(pin_path)?.iter().filter_map(|dir| number(dir)).max().unwrap_or(0) + 1;
         let dir = pin_path.join(format!("{PREFIX}{number}"));
         fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         Ok(Self { number, dir, node: Node::default() })
@@ -92,16 +93,19 @@ impl Generation {
             && has_room(map::COUNTERS, Counter::COUNT)?)
     }
 
-    /// How many bindings stand in it.
-    pub(super) fn bindings(&self) -> anyhow::Result<usize> {
-        let keys = || -> Result<usize, MapError> {
+    /// The bindings that stand in it, as far as their inbound halves say.
+    pub(super) fn bindings(&self) -> anyhow::Result<Vec<Binding>> {
+        let binding = |(public_ip, value): (Addr, &[u8])| {
+            let Inbound { private_ip, tenant, meter, .. } = beginning(value);
+            Binding { public_ip: public_ip.into(), tenant, private_ip: private_ip.into(), meter }
+        };
+        let bindings = || -> Result<Vec<Binding>, MapError> {
             with_size!(self.open(map::INBOUND)?, Bytes, |inbound| {
                 let inbound = HashMap::<_, Addr, Bytes>::try_from(Map::HashMap(inbound))?;
-                let keys = inbound.keys().collect::<Result<Vec<_>, _>>()?;
-                Ok(keys.len())
+                inbound.iter().map(|entry| entry.map(|(key, value)| binding((key, &value)))).collect()
             })
         };
-        keys().with_context(|| self.unreadable(map::INBOUND))
+        bindings().with_context(|| self.unreadable(map::INBOUND))
     }
 
     /// What its program was told of each interface.
@@ -115,9 +119,16 @@ impl Generation {
         ports().with_context(|| self.unreadable(map::PORTS))
     }
 
-    /// Adds what it came to.
-    pub(super) fn add_to(&self, sums: &mut Sums) -> anyhow::Result<()> {
-        self.add_meters(&mut sums.meters).with_context(|| self.unreadable(map::METERS))?;
+    /// Adds what it came to; of the meters, those that count here for whom they are to count.
+    pub(super) fn add_to(&self, sums: &mut Sums, owners: &Owners) -> anyhow::Result<()> {
+        let bindings: BTreeMap<u32, Binding> =
+            self.bindings()?.into_iter().map(|binding| (binding.meter, binding)).collect();
+        let is_owners = |meter: u32| match (owners.get(&meter), bindings.get(&meter)) {
+            (Some(Owner::Binding(owner)), here) => here == Some(owner),
+            (Some(Owner::Closing(address)), here) => here.is_none_or(|here| here.public_ip == *address),
+            (None, _) => false,
+        };
+        self.add_meters(&mut sums.meters, is_owners).with_context(|| self.unreadable(map::METERS))?;
         let mut add = |place: usize, packets: u64| {
             let places = sums.counters.len().max(place + 1);
             sums.counters.resize(places, 0);
@@ -139,9 +150,13 @@ impl Generation {
         add_counters().with_context(|| self.unreadable(map::COUNTERS))
     }
 
-    fn add_meters(&self, sums: &mut BTreeMap<u32, Meter>) -> Result<(), MapError> {
+    fn add_meters(
+        &self,
+        sums: &mut BTreeMap<u32, Meter>,
+        is_owners: impl Fn(u32) -> bool,
+    ) -> Result<(), MapError> {
         let mut add = |index: u32, meter: Meter| {
-            if meter != Meter::default() {
+            if meter != Meter::default() && is_owners(index) {
                 let sum = sums.entry(index).or_default();
                 *sum = sum.plus(meter);
             }
@@ -203,6 +218,13 @@ pub(super) fn restore_pins(pin_path: &Path, findings: &mut Findings) {
             )),
             Err(error) => findings.advise(format!("pins in {} cannot be restored: {error:#}", dir.display())),
         }
+        let is_gone = |name: &&str| dir.join(map::NODE).exists() && !dir.join(name).exists();
+        for name in [map::CARRIED_METERS, map::CARRIED_COUNTERS].iter().filter(|name| is_gone(name)) {
+            findings.advise(format!(
+                "the pin {} was removed, and with it what maps of earlier versions had counted",
+                dir.join(name).display()
+            ));
+        }
     }
 }
 
@@ -216,8 +238,10 @@ fn restore_pins_in(dir: &Path) -> anyhow::Result<Vec<&'static str>> {
     if missing.is_empty() || pinned.is_empty() {
         return Ok(restored);
     }
-    for program in loaded_programs() {
-        let ids = program?.map_ids()?.unwrap_or_default();
+    // One that has just gone is not the one.
+    for program in loaded_programs().flatten() {
+        let Ok(ids) = program.map_ids() else { continue };
+        let ids = ids.unwrap_or_default();
         if !ids.iter().any(|id| pinned.contains(id)) {
             continue;
         }

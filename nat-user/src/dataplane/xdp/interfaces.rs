@@ -38,12 +38,12 @@ impl Interface {
     /// All interfaces of this network namespace.
     pub(super) fn all() -> anyhow::Result<Vec<Self>> {
         let mut interfaces = BTreeMap::<u32, Self>::new();
-        for message in dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))? {
+        for message in dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()))? {
             if let RouteNetlinkMessage::NewLink(link) = message {
                 interfaces.insert(link.header.index, Self::from(link));
             }
         }
-        for message in dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
+        for message in dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
             let RouteNetlinkMessage::NewAddress(address) = message else { continue };
             let Some(interface) = interfaces.get_mut(&address.header.index) else { continue };
             // Of a point-to-point link, `Address` is the other end's.
@@ -96,7 +96,7 @@ impl From<LinkMessage> for Interface {
     }
 }
 
-fn dump(request: RouteNetlinkMessage) -> anyhow::Result<Vec<RouteNetlinkMessage>> {
+fn dump(request: &RouteNetlinkMessage) -> anyhow::Result<Vec<RouteNetlinkMessage>> {
     netlink::dump(NETLINK_ROUTE, request).context("cannot ask the kernel for its network interfaces")
 }
 

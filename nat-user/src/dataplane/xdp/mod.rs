@@ -42,7 +42,7 @@ use self::interfaces::Interface;
 use self::maps::Maps;
 use self::object::{MapPins, Program};
 use self::ports::Ports;
-use super::{Binding, Dataplane, Half, Mended, Place, Port, Role, Verdicts};
+use super::{Binding, Dataplane, Half, Mended, Owners, Place, Port, Role, Verdicts};
 use crate::config::{self, KeyError};
 use crate::model::PoolSpec;
 
@@ -129,7 +129,7 @@ impl XdpDataplane {
             adopted
         } else {
             check_room(config, &earlier)?;
-            Generation::make(&config.pin_path, &earlier)?
+            Generation::make(&config.pin_path)?
         };
         let undo = |error| {
             if is_new {
@@ -221,18 +221,19 @@ impl XdpDataplane {
     }
 
     /// Makes the maps in use the only ones: to be called when no program runs on earlier ones any more.
-    fn retire_earlier(&mut self) -> anyhow::Result<()> {
+    fn retire_earlier(&mut self, owners: &Owners) -> anyhow::Result<()> {
         // No packet is under way any more in an earlier program: its counters stand still.
         self.quiesce()?;
         let mut sums = Sums::default();
-        self.earlier.iter().try_for_each(|earlier| earlier.add_to(&mut sums))?;
+        self.earlier.iter().try_for_each(|earlier| earlier.add_to(&mut sums, owners))?;
         self.maps.carry(&sums)?;
         self.node.stage = Node::CURRENT;
         self.maps.set_node(self.node)?;
         if !self.earlier.is_empty() {
             info!("changed over to the new maps, with the counters of {} EIPs", sums.meters.len());
         }
-        std::mem::take(&mut self.earlier).iter().try_for_each(Generation::discard)
+        discard_all(&std::mem::take(&mut self.earlier));
+        Ok(())
     }
 
     /// Undoes the start.
@@ -281,7 +282,10 @@ pub fn unload(pin_path: &Path) -> anyhow::Result<()> {
 fn remove(pin_path: &Path, directories_made: u8) -> anyhow::Result<()> {
     let mut findings = Findings::default();
     generations::restore_pins(pin_path, &mut findings);
-    let generations = Generation::all(pin_path)?;
+    let generations = Generation::all(pin_path).unwrap_or_else(|error| {
+        findings.fail(error);
+        Vec::new()
+    });
     let open: Vec<&Generation> = generations.iter().filter(|generation| generation.is_open()).collect();
     let mut told = BTreeMap::new();
     for generation in open.iter().rev() {
@@ -311,8 +315,18 @@ fn standing(pin_path: &Path) -> anyhow::Result<Vec<Generation>> {
     let first = all.iter().rposition(Generation::is_current).unwrap_or(0);
     let later = all.split_off(first);
     let (standing, unused): (Vec<_>, Vec<_>) = later.into_iter().partition(Generation::is_open);
-    all.iter().chain(&unused).try_for_each(Generation::discard)?;
+    discard_all(&all);
+    discard_all(&unused);
     Ok(standing)
+}
+
+/// Throws away what counts no more. If something strange is in it, that is no reason not to forward.
+fn discard_all(generations: &[Generation]) {
+    for generation in generations {
+        if let Err(error) = generation.discard() {
+            warn!("{error:#}");
+        }
+    }
 }
 
 /// What the programs were told of the interfaces. The earliest knows best how these were before eipnat came.
@@ -327,7 +341,7 @@ fn told(generations: &[Generation]) -> anyhow::Result<BTreeMap<u32, abi::Port>> 
 /// New maps must have room for the bindings of those that they replace.
 fn check_room(config: &config::Datapath, earlier: &[Generation]) -> anyhow::Result<()> {
     for generation in earlier {
-        let bindings = generation.bindings()?;
+        let bindings = generation.bindings()?.len();
         if bindings > config.max_bindings as usize {
             let what = format!("{bindings} bindings stand; set at least that, or detach some first");
             return Err(KeyError::new("datapath.max_bindings", what).into());
@@ -384,7 +398,7 @@ impl Dataplane for XdpDataplane {
     fn serves(&self) -> anyhow::Result<bool> {
         let mut stood = false;
         for earlier in &self.earlier {
-            stood |= earlier.bindings()? > 0;
+            stood |= !earlier.bindings()?.is_empty();
         }
         Ok(stood || !self.halves()?.is_empty())
     }
@@ -410,7 +424,7 @@ impl Dataplane for XdpDataplane {
         membarrier(MembarrierCommand::Global).context("cannot wait for the packets under way (membarrier)")
     }
 
-    fn activate(&mut self) -> anyhow::Result<()> {
+    fn activate(&mut self, owners: &Owners) -> anyhow::Result<()> {
         // From here on an interface may run on the new maps: a failure is for the next start to mend.
         self.is_active = !self.is_first();
         for advice in self.settle()?.started()? {
@@ -422,7 +436,7 @@ impl Dataplane for XdpDataplane {
             );
         }
         if self.node.stage != Node::CURRENT {
-            self.retire_earlier()?;
+            self.retire_earlier(owners)?;
         }
         self.is_active = true;
         Ok(())

@@ -5,17 +5,26 @@ use std::fmt;
 use anyhow::bail;
 use log::debug;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_sys::{Socket, SocketAddr};
 
+/// How often a list is asked for that changes while the kernel tells it.
+const ATTEMPTS: u32 = 10;
+
 /// Asks for everything of a kind, and answers the whole list.
-pub(super) fn dump<T>(protocol: isize, request: T) -> anyhow::Result<Vec<T>>
+pub(super) fn dump<T>(protocol: isize, request: &T) -> anyhow::Result<Vec<T>>
 where
-    T: NetlinkSerializable + NetlinkDeserializable + fmt::Debug + Into<NetlinkPayload<T>>,
+    T: NetlinkSerializable + NetlinkDeserializable + fmt::Debug + Clone + Into<NetlinkPayload<T>>,
 {
-    ask(protocol, request, NLM_F_REQUEST | NLM_F_DUMP)
+    for _ in 0..ATTEMPTS {
+        // Something may be missing in one that was interrupted.
+        if let (list, false) = ask(protocol, request.clone(), NLM_F_REQUEST | NLM_F_DUMP)? {
+            return Ok(list);
+        }
+    }
+    bail!("the list changes faster than the kernel can tell it")
 }
 
 /// Asks for one thing, and answers what the kernel says before it says that it is done.
@@ -23,10 +32,11 @@ pub(super) fn call<T>(protocol: isize, request: T) -> anyhow::Result<Vec<T>>
 where
     T: NetlinkSerializable + NetlinkDeserializable + fmt::Debug + Into<NetlinkPayload<T>>,
 {
-    ask(protocol, request, NLM_F_REQUEST | NLM_F_ACK)
+    Ok(ask(protocol, request, NLM_F_REQUEST | NLM_F_ACK)?.0)
 }
 
-fn ask<T>(protocol: isize, request: T, flags: u16) -> anyhow::Result<Vec<T>>
+/// The answers, and whether the kernel was interrupted in telling them.
+fn ask<T>(protocol: isize, request: T, flags: u16) -> anyhow::Result<(Vec<T>, bool)>
 where
     T: NetlinkSerializable + NetlinkDeserializable + fmt::Debug + Into<NetlinkPayload<T>>,
 {
@@ -40,16 +50,20 @@ where
     message.serialize(&mut bytes);
     socket.send(&bytes, 0)?;
 
-    let mut answers = Vec::new();
+    let (mut answers, mut interrupted) = (Vec::new(), false);
     loop {
         let (datagram, _) = socket.recv_from_full()?;
         let mut rest = datagram.as_slice();
         while !rest.is_empty() {
-            let length = NetlinkBuffer::new_checked(rest)?.length() as usize;
+            let header = NetlinkBuffer::new_checked(rest)?;
+            let length = header.length() as usize;
+            interrupted |= header.flags() & NLM_F_DUMP_INTR != 0;
             match NetlinkMessage::<T>::deserialize(rest).map(|message| message.payload) {
                 Ok(NetlinkPayload::InnerMessage(inner)) => answers.push(inner),
-                Ok(NetlinkPayload::Done(_)) => return Ok(answers),
-                Ok(NetlinkPayload::Error(error)) if error.code.is_none() => return Ok(answers),
+                Ok(NetlinkPayload::Done(_)) => return Ok((answers, interrupted)),
+                Ok(NetlinkPayload::Error(error)) if error.code.is_none() => {
+                    return Ok((answers, interrupted));
+                }
                 Ok(NetlinkPayload::Error(error)) => bail!(error.to_io()),
                 Ok(_) => {}
                 // What only a newer kernel knows is none of ours.
