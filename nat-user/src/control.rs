@@ -160,26 +160,27 @@ impl Control {
         }
     }
 
-    /// What time brings: a datapath that failed is tried again, meters are closed, waiting VMs are served.
-    pub fn tick(&mut self, now: SystemTime) {
-        self.repair();
-        if self.fault.is_none() {
-            if let Err(error) = self.close_meters() {
-                warn!("{error:#}");
-            }
-            self.serve_waiting(now);
-        }
-    }
-
-    /// Mends what the datapath stands on, and tries again where it failed before. The bindings are looked at as well, in
-    /// case that somebody else has changed them.
-    fn repair(&mut self) {
+    /// What time brings: what the datapath stands on is mended, what failed is tried again, meters are closed, waiting VMs
+    /// are served. Answers how many times to [`Self::patrol`] before the next one.
+    pub fn tick(&mut self, now: SystemTime) -> usize {
         self.mend();
         if self.fault.is_some() {
             let settled = self.settle_everything();
-            if self.note(settled).is_ok() {
-                info!("the datapath does again what revision {} says", self.store.revision());
+            if self.note(settled).is_err() {
+                return 0;
             }
+            info!("the datapath does again what revision {} says", self.store.revision());
+        }
+        if let Err(error) = self.close_meters() {
+            warn!("{error:#}");
+        }
+        self.serve_waiting(now);
+        self.patrol.looks(self.store.model())
+    }
+
+    /// Looks at some of the bindings in the datapath, and puts right what somebody else has changed.
+    pub fn patrol(&mut self) {
+        if self.fault.is_some() {
             return;
         }
         let looked = self.patrol.look(&*self.dataplane, self.store.model());

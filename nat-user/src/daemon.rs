@@ -199,7 +199,14 @@ async fn keep_ticking(control: Shared, stop: impl Future<Output = ()>) {
             _ = ticks.tick() => {}
             () = &mut stop => return,
         }
-        if let Err(error) = control::call(&control, |control| control.tick(SystemTime::now())).await {
+        let ticked = async {
+            let looks = control::call(&control, |control| control.tick(SystemTime::now())).await?;
+            for _ in 0..looks {
+                control::call(&control, Control::patrol).await?;
+            }
+            anyhow::Ok(())
+        };
+        if let Err(error) = ticked.await {
             error!("{error:#}");
         }
     }

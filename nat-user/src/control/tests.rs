@@ -35,6 +35,13 @@ fn execute(control: &mut Control, command: &Command) -> Result<Subject, Error> {
     control.execute(command, SystemTime::UNIX_EPOCH)
 }
 
+/// What a second brings.
+fn tick(control: &mut Control) {
+    for _ in 0..control.tick(SystemTime::UNIX_EPOCH) {
+        control.patrol();
+    }
+}
+
 #[test]
 fn a_command_is_in_force_when_it_returns() {
     let dataplane = MemoryDataplane::new(4);
@@ -139,7 +146,7 @@ fn a_vm_that_waits_is_served_when_time_has_come() {
         .collect();
     assert_eq!(last, ["in+", "out+", "quiesce", "out-", "in-", "reset"], "never two addresses at once");
     assert_ne!(public_ip, EIP);
-    control.tick(SystemTime::UNIX_EPOCH);
+    tick(&mut control);
     assert_eq!(dataplane.state().halves().len(), 2);
 }
 
@@ -157,11 +164,11 @@ fn a_datapath_that_fails_is_told_and_mended() {
         "accepted, but not in force yet: the datapath lags behind revision 3: the datapath in memory was told to fail"
     );
     assert!(!control.problems().is_empty());
-    control.tick(SystemTime::UNIX_EPOCH);
+    tick(&mut control);
     assert!(!control.problems().is_empty());
 
     dataplane.state().broken = false;
-    control.tick(SystemTime::UNIX_EPOCH);
+    tick(&mut control);
     assert_eq!((control.problems(), dataplane.state().halves()), (vec![], vec![]));
 }
 
@@ -193,12 +200,12 @@ fn what_the_datapath_stands_on_is_mended_and_counted() {
     let gone = vec!["interface dn0 is gone".to_owned()];
     dataplane.state().drift =
         Mended { repaired: vec!["up0: described anew".to_owned()], problems: gone.clone() };
-    control.repair();
-    control.repair();
+    tick(&mut control);
+    tick(&mut control);
     assert_eq!((control.problems(), control.repairs()), (gone, 1));
 
     dataplane.state().drift = Mended::default();
-    control.repair();
+    tick(&mut control);
     assert_eq!((control.problems(), control.repairs()), (vec![], 1));
 }
 
@@ -265,10 +272,10 @@ fn bindings_that_somebody_else_changes_are_mended_at_the_next_look() {
         |state, stranger| state.inbound.values_mut().for_each(|b| b.private_ip = stranger.private_ip),
     ];
     for (number, change) in changes.into_iter().enumerate() {
-        control.tick(SystemTime::UNIX_EPOCH);
+        tick(&mut control);
         assert_eq!(control.repairs(), number as u64, "nothing to mend");
         change(&mut dataplane.state(), stranger);
-        control.tick(SystemTime::UNIX_EPOCH);
+        tick(&mut control);
         assert_eq!(dataplane.state().halves(), good);
         assert_eq!(control.repairs(), number as u64 + 1);
     }

@@ -1,12 +1,12 @@
 //! Looks whether the bindings in the datapath are the desired ones, a part at a time: a million at once would hold
-//! commands up.
+//! commands up. Whoever patrols lets others have their turn between two looks.
 
 use crate::dataplane::{AT_ONCE, Binding, Dataplane, Half, Place};
 use crate::model::Model;
 
-/// In how many looks everything has been looked at. What goes missing right after it was seen is found when its kind has
-/// been looked at once more: after one look more than these. At one look a second that leaves time to mend it within five.
-const LOOKS: usize = 2;
+/// In how many rounds everything has been looked at. What goes missing right after it was seen is found when its kind has
+/// been looked at once more: one round later than that. At a round a second that leaves time to mend it within five.
+const ROUNDS: usize = 2;
 
 /// How far a look at all bindings has come.
 #[derive(Debug)]
@@ -38,26 +38,26 @@ impl Patrol {
         }
     }
 
+    /// Of how many looks a round is made.
+    #[must_use]
+    pub fn looks(&self, model: &Model) -> usize {
+        // Each kind ends with a look that may find little.
+        (2 * model.bound()).div_ceil(ROUNDS * self.at_once as usize) + 2
+    }
+
     /// Looks at some more of what stands in the datapath, and answers what is not as desired: bindings that somebody else
     /// has put in, and those that are missing or have been changed.
     ///
     /// # Errors
     /// If the datapath cannot be read.
     pub fn look(&mut self, dataplane: &dyn Dataplane, model: &Model) -> anyhow::Result<Vec<Binding>> {
-        let enough = (2 * model.bound()).div_ceil(LOOKS).max(self.at_once as usize);
-        let (mut wrong, mut looked_at) = (Vec::new(), 0);
-        while looked_at < enough {
-            let (halves, next) = dataplane.some_halves(self.place, self.at_once)?;
-            looked_at += halves.len();
-            wrong.extend(halves.iter().filter(|half| !self.see(half, model)).map(Half::binding));
-            if next.is_none_or(|next| next.is_outbound != self.place.is_outbound) {
-                self.find_missing(dataplane, model, &mut wrong)?;
-            }
-            self.place = next.unwrap_or_default();
-            if next.is_none() {
-                break;
-            }
+        let (halves, next) = dataplane.some_halves(self.place, self.at_once)?;
+        let foreign = halves.iter().filter(|half| !self.see(half, model));
+        let mut wrong: Vec<Binding> = foreign.map(Half::binding).collect();
+        if next.is_none_or(|next| next.is_outbound != self.place.is_outbound) {
+            self.find_missing(dataplane, model, &mut wrong)?;
         }
+        self.place = next.unwrap_or_default();
         Ok(wrong)
     }
 
