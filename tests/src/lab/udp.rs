@@ -33,7 +33,15 @@ impl Sink {
     /// # Errors
     /// When the port is taken there.
     pub fn start(namespace: &Namespace, port: u16) -> Result<Self> {
-        let socket = namespace.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)))??;
+        Self::start_at(namespace, Ipv4Addr::UNSPECIFIED, port)
+    }
+
+    /// Listens on one address of the namespace.
+    ///
+    /// # Errors
+    /// When the address is not there, or the port is taken.
+    pub fn start_at(namespace: &Namespace, address: Ipv4Addr, port: u16) -> Result<Self> {
+        let socket = namespace.run(|| UdpSocket::bind((address, port)))??;
         socket.set_read_timeout(Some(Duration::from_millis(10)))?;
         // A test that runs beside others may be put off the CPU for a while: nothing is to be lost here.
         rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, 64 << 20)?;
