@@ -108,28 +108,12 @@ impl Changeover {
         Ok(Self { program, max_bindings: 1024, log: "info", restored: false })
     }
 
-    /// A version with another ABI. It is built if the target directory is this user's, so that it is up to date.
+    /// A version with another ABI.
     ///
     /// # Errors
     /// When it does not compile, or has not been built.
     pub fn next_abi() -> Result<Self> {
-        const NAME: &str = "eipnat-changeover-next-abi";
-        // A sibling that cargo builds along with the tests tells where programs stand, and in which profile.
-        let sibling = beside_this_program("eipnat-changeover")?;
-        let programs = sibling.parent().context("a program stands in a directory")?;
-        let target = programs.parent().context("it stands in a profile's directory")?;
-        let owner = std::fs::metadata(target)?.uid();
-        if owner == rustix::process::geteuid().as_raw() {
-            let mut cargo = Command::new(env!("CARGO"));
-            cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
-            cargo.args(["build", "--locked", "--package", "tests", "--bin", NAME, "--features", "next-abi"]);
-            cargo.arg("--target-dir").arg(target);
-            if programs.ends_with("release") {
-                cargo.arg("--release");
-            }
-            ensure!(cargo.status()?.success(), "{NAME} does not compile");
-        }
-        Ok(Self { program: beside_this_program(NAME)?, ..Self::this_version()? })
+        Ok(Self { program: next_abi_program("eipnat-changeover-next-abi")?, ..Self::this_version()? })
     }
 
     /// Changes over.
@@ -201,6 +185,34 @@ impl Changeover {
         arguments.extend(self.restored.then(|| "--restored".into()));
         arguments
     }
+}
+
+/// The daemon of a version with another ABI.
+///
+/// # Errors
+/// When it does not compile, or has not been built.
+pub fn next_abi_eipnat() -> Result<PathBuf> {
+    next_abi_program("eipnat-next-abi")
+}
+
+/// A program with another ABI. It is built if the target directory is this user's, so that it is up to date.
+fn next_abi_program(name: &str) -> Result<PathBuf> {
+    // A sibling that cargo builds along with the tests tells where programs stand, and in which profile.
+    let sibling = beside_this_program("eipnat-changeover")?;
+    let programs = sibling.parent().context("a program stands in a directory")?;
+    let target = programs.parent().context("it stands in a profile's directory")?;
+    let owner = std::fs::metadata(target)?.uid();
+    if owner == rustix::process::geteuid().as_raw() {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
+        cargo.args(["build", "--locked", "--package", "tests", "--bin", name, "--features", "next-abi"]);
+        cargo.arg("--target-dir").arg(target);
+        if programs.ends_with("release") {
+            cargo.arg("--release");
+        }
+        ensure!(cargo.status()?.success(), "{name} does not compile");
+    }
+    beside_this_program(name)
 }
 
 /// Names of the directories of maps that are pinned.

@@ -1,16 +1,22 @@
 //! Upgrades under live traffic: no packet is lost, none is counted twice or not at all, and there is a program on every
 //! interface at every instant.
 
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
+use aya::maps::MapInfo;
+use nat_common::abi::{Inbound, map};
 use nat_user::dataplane::xdp;
-use tests::changeover::{Changeover, Counts, generations};
+use nat_user::model::Spec;
+use nat_user::store::Store;
+use tests::changeover::{Changeover, Counts, generations, next_abi_eipnat};
 use tests::lab::{
-    Bed, Daemon, EIP1, EIP2, FAR, INTERNET, Lab, Meter, Pings, Sender, Setup, Sink, Topology, eipnat_binary,
-    ping, refused, run_eipnat,
+    Bed, Config, Daemon, EIP1, EIP2, FAR, INTERNET, Lab, Meter, Namespace, Sender, Setup, Sink, Topology,
+    VM_DEVICE, VM1, VM2, eipnat_binary, ping, refused, run_eipnat,
 };
 
 /// Payload of each UDP packet, and what IPv4 and UDP headers add to it.
@@ -23,36 +29,39 @@ const ECHO: u64 = 84;
 struct Traffic {
     inwards: (Sender, Sink),
     outwards: (Sender, Sink),
-    pings: JoinHandle<Result<Pings>>,
+    pings: JoinHandle<Result<(u32, u32)>>,
+    pings_end: Arc<AtomicBool>,
 }
 
 impl Traffic {
-    /// Lets traffic flow: 100 pings a second for so long, and UDP packets in both directions until the end.
-    fn start(lab: &Lab, duration: Duration) -> Result<Self> {
+    /// Lets traffic flow until the end: 100 pings a second, and UDP packets in both directions.
+    fn start(lab: &Lab) -> Result<Self> {
         // What the first packets wait for is not what is tested here.
         ping(&lab.internet, EIP1, 3, &[])?;
         ping(&lab.internet, EIP2, 3, &[])?;
-        let internet = lab.internet.clone();
-        let count = u32::try_from(duration.as_millis() / 10)?;
-        let pings = std::thread::spawn(move || ping(&internet, EIP1, count, &["-i", "0.01"]));
+        let pings_end = Arc::new(AtomicBool::new(false));
+        let (internet, end) = (lab.internet.clone(), Arc::clone(&pings_end));
+        let pings = std::thread::spawn(move || ping_until(&internet, &end));
         let inwards_sink = Sink::start(&lab.vm1, 5000)?;
         let outwards_sink = Sink::start(&lab.internet, 5001)?;
         Ok(Self {
             inwards: (Sender::start(&lab.internet, (EIP1, 5000), 1000, PAYLOAD)?, inwards_sink),
             outwards: (Sender::start(&lab.vm2, (FAR, 5001), 1000, PAYLOAD)?, outwards_sink),
             pings,
+            pings_end,
         })
     }
 
-    /// Ends it, after the pings have, and checks that everything has arrived. Returns how much should have been
+    /// Ends it, and checks that everything has arrived. Returns how much should have been
     /// counted.
     fn end(self) -> Result<Counts> {
-        let pings = self.pings.join().map_err(|_| anyhow!("ping panicked"))??;
+        self.pings_end.store(true, Ordering::Relaxed);
+        let (pings, answered) = self.pings.join().map_err(|_| anyhow!("ping panicked"))??;
         let sent = (self.inwards.0.stop()?, self.outwards.0.stop()?);
         let received = (self.inwards.1.stop()?.len() as u64, self.outwards.1.stop()?.len() as u64);
         assert_eq!(received, sent, "UDP packets inwards and outwards");
-        assert_eq!(pings.received, pings.sent, "pings");
-        let echoes = u64::from(pings.sent) + 3;
+        assert_eq!(answered, pings, "pings");
+        let echoes = u64::from(pings) + 3;
         Ok(Counts {
             sent_on: sent.0 + sent.1 + 2 * echoes + 6,
             dropped: 0,
@@ -62,6 +71,27 @@ impl Traffic {
             ],
         })
     }
+}
+
+/// Pings sent to [`EIP1`] and answered, in pieces of a second.
+fn ping_until(internet: &Namespace, end: &AtomicBool) -> Result<(u32, u32)> {
+    let mut all = (0, 0);
+    while !end.load(Ordering::Relaxed) {
+        let piece = ping(internet, EIP1, 100, &["-i", "0.01"])?;
+        all = (all.0 + piece.sent, all.1 + piece.received);
+    }
+    Ok(all)
+}
+
+/// What should have been counted for [`EIP1`] and [`EIP2`], as `/metrics` shows it.
+fn meters(counts: &Counts) -> Vec<Meter> {
+    let meter = |&[in_packets, in_bytes, out_packets, out_bytes]: &[u64; 4]| Meter {
+        in_bytes,
+        in_packets,
+        out_bytes,
+        out_packets,
+    };
+    counts.meters.iter().map(meter).collect()
 }
 
 /// Does something while it is watched that a program runs on each interface at every instant.
@@ -108,8 +138,7 @@ fn an_upgrade_loses_no_packet_and_no_count() -> Result<()> {
     ];
     let lab = Lab::new(Topology::TwoArmed)?;
     this.run(&lab)?;
-    let begin = Instant::now();
-    let traffic = Traffic::start(&lab, Duration::from_secs(15))?;
+    let traffic = Traffic::start(&lab)?;
     watched(&lab, || {
         let mut before = this.run(&lab)?;
         for (what, step) in &steps {
@@ -130,7 +159,6 @@ fn an_upgrade_loses_no_packet_and_no_count() -> Result<()> {
         }
         Ok(())
     })?;
-    ensure!(begin.elapsed() < Duration::from_secs(15), "the traffic had ended before the last step");
     let expected = traffic.end()?;
     assert_eq!(this.run(&lab)?, expected);
     unload(lab)
@@ -158,7 +186,7 @@ fn an_upgrade_that_is_killed_at_any_instant_loses_no_packet_and_no_count() -> Re
     let lab = Lab::new(Topology::TwoArmed)?;
     this.run(&lab)?;
     let pin_path = Changeover::pin_path(&lab);
-    let traffic = Traffic::start(&lab, Duration::from_secs(20))?;
+    let traffic = Traffic::start(&lab)?;
     watched(&lab, || {
         // Both leave what they have found, so that the calls are the same each time.
         let forth = instants(&next.run_traced(&lab)?)?;
@@ -217,7 +245,7 @@ fn max_bindings_below_what_is_in_use_is_refused() -> Result<()> {
 #[test]
 fn a_daemon_with_room_for_more_or_fewer_bindings_takes_over() -> Result<()> {
     Bed::run(Setup::default(), |bed| {
-        let traffic = Traffic::start(&bed.lab, Duration::from_secs(8))?;
+        let traffic = Traffic::start(&bed.lab)?;
         for max_bindings in [2048, 2, 1024] {
             let mut config = bed.daemon.config().clone();
             config.max_bindings = max_bindings;
@@ -227,9 +255,8 @@ fn a_daemon_with_room_for_more_or_fewer_bindings_takes_over() -> Result<()> {
             let after = bed.daemon.meter(EIP1)?;
             ensure!(after.in_packets > before.in_packets, "{before:?} became {after:?}");
         }
-        let expected = traffic.end()?;
-        let [in_packets, in_bytes, out_packets, out_bytes] = expected.meters[0];
-        assert_eq!(bed.daemon.meter(EIP1)?, Meter { in_bytes, in_packets, out_bytes, out_packets });
+        let expected = meters(&traffic.end()?);
+        assert_eq!(bed.daemon.meter(EIP1)?, expected[0]);
 
         bed.daemon.stop()?;
         let mut config = bed.daemon.config().clone();
@@ -241,6 +268,124 @@ fn a_daemon_with_room_for_more_or_fewer_bindings_takes_over() -> Result<()> {
         let complaint = refused(&output)?;
         ensure!(complaint.contains("max_bindings"), "{complaint}");
         assert_eq!(ping(&bed.lab.internet, EIP1, 3, &[])?.received, 3);
+        Ok(())
+    })
+}
+
+/// An EIP that is attached and detached while the daemons change, and the addresses that it comes to: one of each VM.
+const EIP3: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 12);
+const MORE: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 0, 0, 20), Ipv4Addr::new(10, 0, 0, 21)];
+
+/// What [`EIP3`] has carried after so many echoes that its VM answered, and as many that it sent.
+fn carried(echoes: u64) -> Meter {
+    let (in_packets, out_packets) = (2 * echoes, 2 * echoes);
+    Meter { in_bytes: in_packets * ECHO, in_packets, out_bytes: out_packets * ECHO, out_packets }
+}
+
+/// EIPs that are attached, and to what.
+type Attached = BTreeMap<Ipv4Addr, Ipv4Addr>;
+
+fn attached(third: Option<Ipv4Addr>) -> Attached {
+    let third = third.map(|private| (EIP3, private));
+    [(EIP1, VM1), (EIP2, VM2)].into_iter().chain(third).collect()
+}
+
+fn listed(daemon: &Daemon) -> Result<Attached> {
+    let mut all = Attached::new();
+    for eip in daemon.json(&["eip", "list"])?.as_array().context("no list")? {
+        if let Some(private) = eip["private_ip"].as_str() {
+            all.insert(eip["eip"].as_str().unwrap_or_default().parse()?, private.parse()?);
+        }
+    }
+    Ok(all)
+}
+
+/// The only generation of maps, and how large a value of INBOUND is in it, which tells one ABI from the other.
+fn generation(config: &Config) -> Result<(String, usize)> {
+    let mut names = generations(&config.pin_path)?;
+    ensure!(names.len() == 1, "{names:?} stand side by side");
+    let name = names.remove(0);
+    let inbound = MapInfo::from_pin(config.pin_path.join(&name).join(map::INBOUND))?;
+    Ok((name, usize::try_from(inbound.value_size())?))
+}
+
+/// Checks by pings, so many each, that [`EIP3`] is answered if it is attached, and that of [`MORE`] the address that it is
+/// attached to reaches the internet and no other one does.
+fn third_on_the_wire(lab: &Lab, private: Option<Ipv4Addr>, echoes: u32) -> Result<()> {
+    let answered = |is_bound: bool| if is_bound { echoes } else { 0 };
+    let patience = ["-W", "0.5"];
+    assert_eq!(ping(&lab.internet, EIP3, echoes, &patience)?.received, answered(private.is_some()));
+    for (vm, address) in [&lab.vm1, &lab.vm2].into_iter().zip(MORE) {
+        let from = address.to_string();
+        let pings = ping(vm, INTERNET, echoes, &[&patience[..], &["-I", &from]].concat())?;
+        assert_eq!(pings.received, answered(private == Some(address)), "{address} beside {private:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn daemons_of_two_abis_take_over_from_each_other_and_obey() -> Result<()> {
+    const ECHOES: u32 = 2;
+    let builds = [next_abi_eipnat()?, eipnat_binary()?];
+    let [first, second] = MORE;
+    // Whether the daemon before is killed, what the next one is told, and where EIP3 is then. Each of the two is left in
+    // either way.
+    let changes = [
+        (false, "attach", Some(first)),
+        (true, "detach", None),
+        (true, "attach", Some(second)),
+        (false, "attach --reassign", Some(first)),
+        (false, "detach", None),
+        (true, "attach", Some(second)),
+    ];
+    Bed::run(Setup::default(), |bed| {
+        for (vm, address) in [&bed.lab.vm1, &bed.lab.vm2].into_iter().zip(MORE) {
+            vm.ip(&[format!("address add {address}/24 dev {VM_DEVICE}")])?;
+        }
+        // It has a series of its own from the first attach on.
+        bed.daemon.bind(EIP3, second)?;
+        bed.daemon.ok(&["eip", "detach", &EIP3.to_string()])?;
+        let (mut before, mut echoes) = (generation(bed.daemon.config())?, 0);
+        let (mut third, this_size) = (None, before.1);
+        assert_eq!(this_size, size_of::<Inbound>());
+        let traffic = Traffic::start(&bed.lab)?;
+        watched(&bed.lab, || {
+            for ((is_killed, command, private), (build, is_this)) in
+                changes.into_iter().zip(builds.iter().zip([false, true]).cycle())
+            {
+                if is_killed {
+                    bed.daemon.kill()?;
+                } else {
+                    bed.daemon.stop()?;
+                }
+                bed.daemon = Daemon::start(&bed.lab, build, bed.daemon.config().clone())?;
+                let now = generation(bed.daemon.config())?;
+                ensure!(now.0 != before.0, "{} has stayed", now.0);
+                ensure!((now.1 == this_size) == is_this, "{now:?} after {before:?}");
+                assert_eq!(listed(&bed.daemon)?, attached(third), "found by {}", build.display());
+                assert_eq!(bed.daemon.meter(EIP3)?, carried(echoes), "found by {}", build.display());
+
+                let target = private.map(|address| address.to_string());
+                let command = format!("eip {command} {EIP3} {}", target.unwrap_or_default());
+                bed.daemon.ok(&command.split_whitespace().collect::<Vec<_>>())?;
+                assert_eq!(listed(&bed.daemon)?, attached(private), "after {command}");
+                third_on_the_wire(&bed.lab, private, ECHOES)?;
+                echoes += if private.is_some() { u64::from(ECHOES) } else { 0 };
+                assert_eq!(bed.daemon.meter(EIP3)?, carried(echoes), "after {command}");
+                assert_eq!(generation(bed.daemon.config())?, now);
+                (before, third) = (now, private);
+            }
+            Ok(())
+        })?;
+        let expected = meters(&traffic.end()?);
+        assert_eq!(vec![bed.daemon.meter(EIP1)?, bed.daemon.meter(EIP2)?], expected);
+
+        let revision = bed.daemon.json(&["status"])?["revision"].as_u64();
+        bed.daemon.stop()?;
+        let store = Store::open(&bed.lab.file("store"), Spec::default(), 1024)?;
+        let stored = store.model().bindings().map(|binding| (binding.public_ip, binding.private_ip));
+        assert_eq!((stored.collect(), Some(store.revision())), (attached(third), revision));
+        assert_eq!(store.model().closing().count(), 0, "every meter is read");
         Ok(())
     })
 }

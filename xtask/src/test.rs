@@ -122,8 +122,8 @@ fn doc() -> anyhow::Result<Outcome> {
 }
 
 fn tests(arguments: &[String]) -> anyhow::Result<Outcome> {
-    // What an upgrade is tested with. The test programs cannot build it where they run as root and cargo does not.
-    let other = ["--bin", "eipnat-changeover-next-abi", "--features", "next-abi"];
+    // What upgrades are tested with. The test programs cannot build it where they run as root and cargo does not.
+    let other = ["--bin", "eipnat-changeover-next-abi", "--bin", "eipnat-next-abi", "--features", "next-abi"];
     let built = status(cargo().args(["build", "--locked", "--package", "tests"]).args(other))?;
     if built != Outcome::Ok {
         return Ok(built);

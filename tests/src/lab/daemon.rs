@@ -351,6 +351,15 @@ impl Daemon {
         Ok(())
     }
 
+    /// Ends the daemon by SIGKILL.
+    ///
+    /// # Errors
+    /// When it is not there any more.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.stop(Signal::KILL, STOP_TIMEOUT)?;
+        Ok(())
+    }
+
     /// Waits for the daemon to end by itself, with 0.
     ///
     /// # Errors
