@@ -238,6 +238,10 @@ fn sixteen_clients_at_random_leave_one_truth() -> Result<()> {
         for number in 0..ADDRESSES {
             bed.lab.vm1.ip(&[format!("address add {}/24 dev {VM_DEVICE}", private_ip(number))])?;
         }
+        // Else fast clients have used the whole pool up before their time is over, and then all that is left is to destroy.
+        bed.daemon.stop()?;
+        let config = Config { reuse_delay: 0, ..bed.daemon.config().clone() };
+        bed.daemon = Daemon::start(&bed.lab, &eipnat_binary()?, config)?;
         let daemon = &bed.daemon;
         let done = std::thread::scope(|scope| {
             let clients: Vec<_> = (1..=16).map(|seed| scope.spawn(move || client(daemon, seed))).collect();

@@ -33,6 +33,8 @@ pub struct Config {
     pub mode: String,
     /// `datapath.max_bindings`.
     pub max_bindings: u32,
+    /// `reuse_delay` of the pool, in seconds.
+    pub reuse_delay: u32,
     /// Further arguments of `eipnat run`.
     pub arguments: Vec<String>,
     /// `datapath.pin_path`.
@@ -51,6 +53,7 @@ impl Config {
             downlinks: vec![downlink.into()],
             mode: "auto".into(),
             max_bindings: 1024,
+            reuse_delay: 60,
             pin_path: lab.file("bpf"),
             dir: lab.dir().to_owned(),
             arguments: Vec::new(),
@@ -90,7 +93,7 @@ listen = "{METRICS}"
 [[pool]]
 name = "default"
 cidrs = ["{}"]
-reuse_delay = "60s"
+reuse_delay = "{}s"
 "#,
             self.uplinks,
             self.downlinks,
@@ -100,6 +103,7 @@ reuse_delay = "60s"
             self.store().display(),
             self.socket().display(),
             super::POOL,
+            self.reuse_delay,
         )
     }
 }
