@@ -111,8 +111,8 @@ fn sctp() -> Result<()> {
 }
 
 /// A datagram of UDP-Lite. `coverage`: of the checksum, in bytes.
-fn udp_lite(source: Ipv4Addr, destination: Ipv4Addr, coverage: u16) -> Packet {
-    let [high, low] = PORT.to_be_bytes();
+fn udp_lite(source: Ipv4Addr, destination: Ipv4Addr, port: u16, coverage: u16) -> Packet {
+    let [high, low] = port.to_be_bytes();
     let [covered_high, covered_low] = coverage.to_be_bytes();
     let mut datagram =
         [&[high, low, high, low, covered_high, covered_low, 0, 0][..], b"light as air"].concat();
@@ -131,17 +131,17 @@ fn udp_lite(source: Ipv4Addr, destination: Ipv4Addr, coverage: u16) -> Packet {
 }
 
 /// Datagrams of UDP-Lite there and back.
-fn answered(flow: &Flow<'_>, server: &UdpSocket, client: &UdpSocket) -> Result<()> {
+fn answered(flow: &Flow<'_>, port: u16, server: &UdpSocket, client: &UdpSocket) -> Result<()> {
     let mut buffer = [0; 2048];
     for size in [0, 1, 999, 1400] {
         let sent = content(size);
-        client.send_to(&sent, (flow.target, PORT))?;
+        client.send_to(&sent, (flow.target, port))?;
         let (length, address) = server.recv_from(&mut buffer).context("the server gets nothing")?;
-        ensure!(address == SocketAddr::from((flow.seen_sender, PORT)), "the client is {address}");
+        ensure!(address == SocketAddr::from((flow.seen_sender, port)), "the client is {address}");
         ensure!(buffer[..length] == sent, "{size} bytes arrive as {length} others");
         server.send_to(&buffer[..length], address)?;
         let (length, address) = client.recv_from(&mut buffer).context("the client gets no answer")?;
-        ensure!(address == SocketAddr::from((flow.target, PORT)), "the server is {address}");
+        ensure!(address == SocketAddr::from((flow.target, port)), "the server is {address}");
         ensure!(buffer[..length] == sent, "{size} bytes come back as {length} others");
     }
     Ok(())
@@ -164,15 +164,16 @@ fn accepted(server: &UdpSocket) -> Result<Vec<Vec<u8>>> {
 #[test]
 fn udp_lite_with_any_coverage() -> Result<()> {
     Bed::run(Setup::default(), |bed| {
-        for flow in &bed.flows() {
-            let server = open(flow.to, IpNumber::UDP_LITE, PORT)?.map(UdpSocket::from);
-            let client = open(flow.from, IpNumber::UDP_LITE, PORT)?.map(UdpSocket::from);
+        // A port for each: a process that the other test starts may hold a closed socket for a moment longer.
+        for (port, flow) in (PORT..).zip(&bed.flows()) {
+            let server = open(flow.to, IpNumber::UDP_LITE, port)?.map(UdpSocket::from);
+            let client = open(flow.from, IpNumber::UDP_LITE, port)?.map(UdpSocket::from);
             let crossed = || -> Result<()> {
                 if let Some((server, client)) = server.as_ref().zip(client.as_ref()) {
-                    answered(flow, server, client)?;
+                    answered(flow, port, server, client)?;
                 }
                 for coverage in [0, 8, 11, 20] {
-                    exchange_raw(flow, |source, destination| udp_lite(source, destination, coverage))?;
+                    exchange_raw(flow, |source, destination| udp_lite(source, destination, port, coverage))?;
                 }
                 let good = server.as_ref().map(accepted).transpose()?;
                 ensure!(
