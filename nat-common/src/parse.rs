@@ -232,8 +232,8 @@ impl Quote {
     }
 }
 
-/// Whether zeros stand where a quoted TCP header would say how long it is: routers quote 8 bytes of it (RFC 792) and may
-/// pad them to 128 (RFC 4884 §5.5). The quote must reach that far.
+/// Whether a quoted TCP header says that it is shorter than any, so that padding stands there: routers quote 8 bytes of it
+/// (RFC 792) and may fill them up with zeros to 128 (RFC 4884 §5.5). The quote must reach that far.
 #[inline(always)]
 fn is_padded_tcp<F: Frame + ?Sized>(frame: &mut F, ip: &Ipv4) -> Result<bool, Reject> {
     Ok(ip.protocol == protocol::TCP

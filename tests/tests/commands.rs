@@ -11,7 +11,6 @@ use nat_common::abi::{Inbound, Outbound, OutboundKey, map};
 use nat_user::model::Spec;
 use nat_user::store::Store;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use serde_json::Value;
 use tests::lab::{
     Bed, Config, Daemon, EIP1, INTERNET, Lab, Received, Setup, Sink, Topology, VM_DEVICE, VM1, eipnat_binary,
     ping, refused, run_eipnat,
@@ -140,22 +139,6 @@ fn client(daemon: &Daemon, seed: u64) -> Result<usize> {
     Ok(done)
 }
 
-/// What the daemon lists.
-fn listed(daemon: &Daemon) -> Result<Bindings> {
-    let address = |value: &Value| value.as_str().map(str::parse::<Ipv4Addr>).transpose();
-    let mut all = Bindings::new();
-    let (eips, vms) = (daemon.json(&["eip", "list"])?, daemon.json(&["vm", "list"])?);
-    for (list, public) in [(&eips, "eip"), (&vms, "public_ip")] {
-        for entry in list.as_array().context("no list")? {
-            if let (Some(public), Some(private)) = (address(&entry[public])?, address(&entry["private_ip"])?)
-            {
-                ensure!(all.insert(public, private).is_none(), "{public} is listed twice");
-            }
-        }
-    }
-    Ok(all)
-}
-
 /// What stands in the kernel's maps, which have to be each other's mirror.
 fn in_the_maps(config: &Config) -> Result<Bindings> {
     let pin = |name| -> Result<Map> {
@@ -252,7 +235,7 @@ fn sixteen_clients_at_random_leave_one_truth() -> Result<()> {
         })?;
         ensure!(done > 500, "only {done} commands in {DURATION:?}");
 
-        let listed = listed(daemon)?;
+        let listed = daemon.bindings()?;
         // Not all is bound, nor nothing, so that there is something to tell apart.
         ensure!((2..usize::from(ADDRESSES)).contains(&listed.len()), "{listed:?}");
         assert_eq!(listed, in_the_maps(daemon.config())?, "list and maps");

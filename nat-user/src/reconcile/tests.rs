@@ -132,7 +132,7 @@ proptest! {
         let others: Vec<Half> = halves(desired)
             .into_iter()
             .filter(|half| {
-                let (Half::Inbound(b) | Half::Outbound(b)) = half;
+                let b = half.binding();
                 before.iter().chain(&after).all(|t| t.public_ip != b.public_ip && t.private_ip != b.private_ip)
             })
             .collect();

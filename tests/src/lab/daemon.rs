@@ -1,5 +1,6 @@
 //! The `eipnat` daemon on the lab's node, and its command line.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixDatagram;
@@ -230,6 +231,26 @@ impl Daemon {
                 self.log()
             );
         }
+    }
+
+    /// Every public address that the daemon lists with a private one, EIPs and VMs' public IPs.
+    ///
+    /// # Errors
+    /// When it does not list them, or one of them twice.
+    pub fn bindings(&self) -> Result<BTreeMap<Ipv4Addr, Ipv4Addr>> {
+        let address = |value: &Value| value.as_str().map(str::parse::<Ipv4Addr>).transpose();
+        let mut all = BTreeMap::new();
+        let (eips, vms) = (self.json(&["eip", "list"])?, self.json(&["vm", "list"])?);
+        for (list, public) in [(&eips, "eip"), (&vms, "public_ip")] {
+            for entry in list.as_array().context("no list")? {
+                if let (Some(public), Some(private)) =
+                    (address(&entry[public])?, address(&entry["private_ip"])?)
+                {
+                    ensure!(all.insert(public, private).is_none(), "{public} is listed twice");
+                }
+            }
+        }
+        Ok(all)
     }
 
     /// The configuration that the daemon was started with.

@@ -165,8 +165,8 @@ impl Maps {
     }
 
     pub(super) fn insert(&mut self, half: Half) -> anyhow::Result<()> {
-        let (Half::Inbound(binding) | Half::Outbound(binding)) = half;
-        ensure!(binding.meter < self.meters.len(), "there is no room for meter {}", binding.meter);
+        let meter = half.binding().meter;
+        ensure!(meter < self.meters.len(), "there is no room for meter {meter}");
         match half {
             Half::Inbound(Binding { public_ip, tenant, private_ip, meter }) => {
                 let value: Bytes<Inbound> = bytemuck::cast(Inbound::new(private_ip.octets(), tenant, meter));
