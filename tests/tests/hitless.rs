@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use aya::maps::MapInfo;
 use nat_common::abi::{Inbound, map};
 use nat_user::dataplane::xdp;
@@ -290,16 +290,6 @@ fn attached(third: Option<Ipv4Addr>) -> Attached {
     [(EIP1, VM1), (EIP2, VM2)].into_iter().chain(third).collect()
 }
 
-fn listed(daemon: &Daemon) -> Result<Attached> {
-    let mut all = Attached::new();
-    for eip in daemon.json(&["eip", "list"])?.as_array().context("no list")? {
-        if let Some(private) = eip["private_ip"].as_str() {
-            all.insert(eip["eip"].as_str().unwrap_or_default().parse()?, private.parse()?);
-        }
-    }
-    Ok(all)
-}
-
 /// The only generation of maps, and how large a value of INBOUND is in it, which tells one ABI from the other.
 fn generation(config: &Config) -> Result<(String, usize)> {
     let mut names = generations(&config.pin_path)?;
@@ -362,13 +352,13 @@ fn daemons_of_two_abis_take_over_from_each_other_and_obey() -> Result<()> {
                 let now = generation(bed.daemon.config())?;
                 ensure!(now.0 != before.0, "{} has stayed", now.0);
                 ensure!((now.1 == this_size) == is_this, "{now:?} after {before:?}");
-                assert_eq!(listed(&bed.daemon)?, attached(third), "found by {}", build.display());
+                assert_eq!(bed.daemon.bindings()?, attached(third), "found by {}", build.display());
                 assert_eq!(bed.daemon.meter(EIP3)?, carried(echoes), "found by {}", build.display());
 
                 let target = private.map(|address| address.to_string());
                 let command = format!("eip {command} {EIP3} {}", target.unwrap_or_default());
                 bed.daemon.ok(&command.split_whitespace().collect::<Vec<_>>())?;
-                assert_eq!(listed(&bed.daemon)?, attached(private), "after {command}");
+                assert_eq!(bed.daemon.bindings()?, attached(private), "after {command}");
                 third_on_the_wire(&bed.lab, private, ECHOES)?;
                 echoes += if private.is_some() { u64::from(ECHOES) } else { 0 };
                 assert_eq!(bed.daemon.meter(EIP3)?, carried(echoes), "after {command}");
