@@ -10,7 +10,8 @@
 //! - A structure only grows, at its end, and what is new means "not known" where it is zero. So the first bytes of
 //!   [`Node`], [`Port`], [`Meter`] and [`Inbound`] can be read whichever version wrote them.
 //! - The maps [`map::NODE`], [`map::PORTS`], [`map::INBOUND`], [`map::METERS`], [`map::COUNTERS`] and the two that carry
-//!   sums on keep their names, types and keys. A meter's index is given out by the daemon's store, not by the version.
+//!   sums on keep their names, types and keys (as they are from version 5 on, the first that was released). A meter's index
+//!   is given out by the daemon's store, not by the version.
 //! - A reason of [`verdict`](crate::verdict) keeps its number: new ones are appended, none is taken out.
 //!
 //! Apart from that, bindings need no such rule: they are written anew, from the daemon's desired state.
@@ -18,7 +19,7 @@
 use bytemuck::{Pod, Zeroable};
 
 /// Version of everything in this module. Where the pinned maps carry another one, the daemon makes new maps.
-pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { u32::MAX } else { 4 };
+pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { u32::MAX } else { 5 };
 
 /// Most interfaces that a program can be told of: uplinks, downlinks, and what is below them, such as the ports of a bridge
 /// to which hundreds of VMs are plugged.
@@ -27,13 +28,21 @@ pub const MAX_PORTS: u32 = 4096;
 /// Most entries of [`map::ADDRESSES`]. It takes memory only for those that are there.
 pub const MAX_ADDRESSES: u32 = 65536;
 
+/// How many pairs of a bound public address and a reason are remembered, in [`map::DROPS`].
+pub const MAX_DROPS: u32 = 65536;
+
+/// How many are in [`map::DROPS_UNBOUND`].
+pub const MAX_DROPS_UNBOUND: u32 = 16384;
+
 /// Names of the BPF maps. They are also the file names under the pin path.
 pub mod map {
     /// Hash: public address (`[u8; 4]`) -> [`Inbound`](super::Inbound).
     pub const INBOUND: &str = "INBOUND";
     /// Hash: [`OutboundKey`](super::OutboundKey) -> [`Outbound`](super::Outbound).
     pub const OUTBOUND: &str = "OUTBOUND";
-    /// Per-CPU array: meter index -> [`Meter`](super::Meter).
+    /// Array of [`Meter`](super::Meter): a lane for each CPU, one after another, each with
+    /// [`Node::meters`](super::Node::meters) of them. Per-CPU arrays take as much memory, but a CPU's values are scattered in
+    /// them, and a reader cannot map them (`docs/architecture.md` has the figures).
     pub const METERS: &str = "METERS";
     /// Per-CPU array: [`Counter`](crate::verdict::Counter) index -> packets (`u64`).
     pub const COUNTERS: &str = "COUNTERS";
@@ -49,9 +58,15 @@ pub mod map {
     pub const CARRIED_METERS: &str = "CARRIED_METERS";
     /// Array: counter index -> what earlier maps came to. Not read by the program.
     pub const CARRIED_COUNTERS: &str = "CARRIED_COUNTERS";
+    /// Hash that forgets what was not used for long: [`DropKey`](super::DropKey) -> [`Dropped`](super::Dropped), for
+    /// public addresses that are bound.
+    pub const DROPS: &str = "DROPS";
+    /// The same for addresses of the pools that are not bound, apart, so that whoever tries them all makes the other
+    /// one forget nothing.
+    pub const DROPS_UNBOUND: &str = "DROPS_UNBOUND";
 
     /// All of them.
-    pub const ALL: [&str; 10] = [
+    pub const ALL: [&str; 12] = [
         NODE,
         PORTS,
         ADDRESSES,
@@ -62,6 +77,8 @@ pub mod map {
         EGRESS,
         CARRIED_METERS,
         CARRIED_COUNTERS,
+        DROPS,
+        DROPS_UNBOUND,
     ];
 }
 
@@ -180,6 +197,26 @@ impl Meter {
     }
 }
 
+/// Key of [`map::DROPS`] and [`map::DROPS_UNBOUND`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct DropKey {
+    /// The public address that the packets were for, or would have come from.
+    pub address: Addr,
+    /// Number of the [`Reject`](crate::verdict::Reject).
+    pub reason: u32,
+}
+
+/// Packets that were dropped for one reason.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Dropped {
+    /// How many.
+    pub packets: u64,
+    /// When the last one was, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub last: u64,
+}
+
 /// One interface of the node. Value of [`map::PORTS`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -240,6 +277,11 @@ pub struct Node {
     /// Source of ICMP errors whose sender, a private router, has no public address of its own (RFC 5508 §4.2,
     /// REQ-5c). All zero: not known.
     pub public_ip: Addr,
+    /// How many meters there are, which is the length of a lane of [`map::METERS`].
+    pub meters: u32,
+    /// Not read by the program: drawn at random when the counters began at zero. Whoever remembers a reading knows by it
+    /// whether the counters are still the same.
+    pub id: [u8; 16],
     /// Stands for what a later version may set besides.
     #[cfg(feature = "next-abi")]
     pub next: u32,
@@ -257,7 +299,8 @@ impl Node {
 #[cfg(not(feature = "next-abi"))]
 const _: () = {
     assert!(size_of::<Inbound>() == 12 && size_of::<Outbound>() == 8 && size_of::<OutboundKey>() == 8);
-    assert!(size_of::<Meter>() == 32 && size_of::<Port>() == 16 && size_of::<Node>() == 12);
+    assert!(size_of::<Meter>() == 32 && size_of::<Port>() == 16 && size_of::<Node>() == 32);
+    assert!(size_of::<DropKey>() == 8 && size_of::<Dropped>() == 16);
 };
 const _: () = {
     assert!(core::mem::offset_of!(Inbound, meter) == 8 && core::mem::offset_of!(Outbound, meter) == 4);

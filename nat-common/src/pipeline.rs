@@ -6,7 +6,7 @@ use crate::parse::{Ipv4, Quote, Transport};
 use crate::translate::{self, Addresses};
 use crate::verdict::{Egress, Punt, Reject, Verdict};
 use crate::wire::ethernet;
-use crate::wire::ipv4::{MIN_HEADER_LEN, address, protocol};
+use crate::wire::ipv4::{ADDRESSES, MIN_HEADER_LEN, address, protocol};
 
 /// All that a packet's fate depends on besides its bytes. On the fast path: BPF maps and the kernel's FIB.
 pub trait Node {
@@ -92,6 +92,44 @@ pub fn process<F: Frame + ?Sized, N: Node>(frame: &mut F, ifindex: u32, node: &m
         Ok(verdict) => verdict,
         Err(reject) => Verdict::Drop(reject),
     }
+}
+
+/// The public addresses that a dropped packet concerns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Concerned {
+    /// Its destination, if that is one of ours, and whether it is bound.
+    pub destination: Option<(Addr, bool)>,
+    /// The one that it would have come from.
+    pub source: Option<Addr>,
+}
+
+/// Whom a packet concerns that [`process`] has dropped, for the [`Reject`] of that number. It may have been dropped for what is wrong with its header, so
+/// its addresses are taken as they stand.
+#[inline(always)]
+pub fn concerned<F: Frame + ?Sized, N: Node>(
+    frame: &mut F,
+    ifindex: u32,
+    reason: u32,
+    node: &mut N,
+) -> Concerned {
+    let Some((port, [source, destination])) = node.port(ifindex).zip(raw_addresses(frame)) else {
+        return Concerned::default();
+    };
+    let is_bound = node.inbound(destination).is_some();
+    Concerned {
+        destination: (is_bound || reason == Reject::EipUnbound as u32).then_some((destination, is_bound)),
+        source: outbound(&port, source, node).map(|out| out.eip),
+    }
+}
+
+/// Source and destination of what says that it is IPv4.
+#[inline(always)]
+fn raw_addresses<F: Frame + ?Sized>(frame: &mut F) -> Option<[Addr; 2]> {
+    if ethernet::Header(frame.at(0).ok()?).ethertype() != ethernet::TYPE_IPV4 {
+        return None;
+    }
+    let &mut [s0, s1, s2, s3, d0, d1, d2, d3] = frame.at(ethernet::HEADER_LEN + ADDRESSES).ok()?;
+    Some([[s0, s1, s2, s3], [d0, d1, d2, d3]])
 }
 
 #[inline(always)]

@@ -19,6 +19,7 @@ mod maps;
 mod node;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use nat_common::pipeline;
@@ -42,9 +43,30 @@ fn eipnat(ctx: XdpContext) -> u32 {
         Verdict::Pass | Verdict::Punt(_) => XDP_PASS,
         Verdict::Drop(reject) => {
             frame.log_drop(&ctx, reject);
+            // SAFETY: the context is the one that the program was called with.
+            unsafe { eipnat_remember_drop(ctx.ctx, reject as u32) };
             XDP_DROP
         }
     }
+}
+
+/// Remembers whom a dropped packet concerns. A BPF function of its own: see those in [`frame`].
+///
+/// # Safety
+/// `ctx` must be the context that the program was called with.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn eipnat_remember_drop(ctx: *mut xdp_md, reason: u32) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    let (mut frame, ifindex) = (XdpFrame::new(&ctx), ctx.ingress_ifindex() as u32);
+    let concerned = pipeline::concerned(&mut frame, ifindex, reason, &mut KernelNode::new(&ctx));
+    if let Some((address, is_bound)) = concerned.destination {
+        maps::remember_drop(address, is_bound, reason);
+    }
+    if let Some(address) = concerned.source {
+        maps::remember_drop(address, true, reason);
+    }
+    0
 }
 
 #[panic_handler]

@@ -1,11 +1,16 @@
 //! The BPF maps. Names, keys and values are nat-common's; sizes that depend on the configuration are set by the
 //! daemon when it creates them.
 
+use core::arch::asm;
+
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, PerCpuArray};
+use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use nat_common::abi::{
-    Addr, AddressKind, Inbound, MAX_ADDRESSES, MAX_PORTS, Meter, Node, Outbound, OutboundKey, Port,
+    Addr, AddressKind, DropKey, Dropped, Inbound, MAX_ADDRESSES, MAX_DROPS, MAX_DROPS_UNBOUND, MAX_PORTS,
+    Meter, Node, Outbound, OutboundKey, Port,
 };
 use nat_common::pipeline::Direction;
 use nat_common::verdict::Counter;
@@ -23,7 +28,7 @@ static PORTS: HashMap<u32, Port> = HashMap::pinned(MAX_PORTS, 0);
 pub(crate) static EGRESS: DevMapHash = DevMapHash::pinned(MAX_PORTS, 0);
 
 #[map]
-static ADDRESSES: LpmTrie<Addr, u32> = LpmTrie::pinned(MAX_ADDRESSES, aya_ebpf::bindings::BPF_F_NO_PREALLOC);
+static ADDRESSES: LpmTrie<Addr, u32> = LpmTrie::pinned(MAX_ADDRESSES, BPF_F_NO_PREALLOC);
 
 #[map]
 static INBOUND: HashMap<Addr, Inbound> = HashMap::pinned(SET_BY_DAEMON, 0);
@@ -32,16 +37,21 @@ static INBOUND: HashMap<Addr, Inbound> = HashMap::pinned(SET_BY_DAEMON, 0);
 static OUTBOUND: HashMap<OutboundKey, Outbound> = HashMap::pinned(SET_BY_DAEMON, 0);
 
 #[map]
-static METERS: PerCpuArray<Meter> = PerCpuArray::pinned(SET_BY_DAEMON, 0);
+static METERS: Array<Meter> = Array::pinned(SET_BY_DAEMON, BPF_F_MMAPABLE);
 
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Counter::COUNT, 0);
 
+#[map]
+static DROPS: LruHashMap<DropKey, Dropped> = LruHashMap::pinned(MAX_DROPS, 0);
+
+#[map]
+static DROPS_UNBOUND: LruHashMap<DropKey, Dropped> = LruHashMap::pinned(MAX_DROPS_UNBOUND, 0);
+
 // Only the daemon uses these two. They stand here so that all maps are made alike.
 
 #[map]
-static CARRIED_METERS: HashMap<u32, Meter> =
-    HashMap::pinned(SET_BY_DAEMON, aya_ebpf::bindings::BPF_F_NO_PREALLOC);
+static CARRIED_METERS: HashMap<u32, Meter> = HashMap::pinned(SET_BY_DAEMON, BPF_F_NO_PREALLOC);
 
 #[map]
 static CARRIED_COUNTERS: Array<u64> = Array::pinned(Counter::COUNT, 0);
@@ -77,8 +87,11 @@ pub(crate) fn node() -> Option<&'static Node> {
 
 #[inline(always)]
 pub(crate) fn bill(meter: u32, direction: Direction, bytes: u16) {
-    let Some(meter) = METERS.get_ptr_mut(meter) else { return };
-    // SAFETY: the element belongs to this CPU, and XDP programs do not interrupt each other on one.
+    let Some(Node { meters, .. }) = node() else { return };
+    // SAFETY: it only reads a number of the CPU.
+    let lane = unsafe { bpf_get_smp_processor_id() };
+    let Some(meter) = METERS.get_ptr_mut(lane * meters + meter) else { return };
+    // SAFETY: the element is in this CPU's lane, and XDP programs do not interrupt each other on one. The daemon only reads.
     let meter = unsafe { &mut *meter };
     let (total, packets) = match direction {
         Direction::In => (&mut meter.in_bytes, &mut meter.in_packets),
@@ -93,5 +106,30 @@ pub(crate) fn count(counter: Counter) {
     if let Some(packets) = COUNTERS.get_ptr_mut(counter.index()) {
         // SAFETY: as in `bill`.
         unsafe { *packets += 1 }
+    }
+}
+
+/// Remembers that a packet was dropped which concerns a public address.
+#[inline(always)]
+pub(crate) fn remember_drop(address: Addr, is_bound: bool, reason: u32) {
+    let drops = if is_bound { &DROPS } else { &DROPS_UNBOUND };
+    let key = DropKey { address, reason };
+    // SAFETY: it only reads the clock.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let Some(dropped) = drops.get_ptr_mut(&key) else {
+        // Where another CPU comes first, or there is no memory, one packet more or less is not known of.
+        let _ = drops.insert(key, Dropped { packets: 1, last: now }, 0);
+        return;
+    };
+    // SAFETY: elements of this map stay memory of its values, whoever they are reused for; every CPU adds atomically, for
+    // which core has no function on this target.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({packets} + 0) += {one}",
+            packets = in(reg) &raw mut (*dropped).packets,
+            one = in(reg) 1_u64,
+            options(nostack, preserves_flags),
+        );
+        (*dropped).last = now;
     }
 }

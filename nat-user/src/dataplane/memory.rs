@@ -9,7 +9,7 @@ use anyhow::{bail, ensure};
 use nat_common::abi::Meter;
 use nat_common::verdict::{Punt, Reject};
 
-use super::{Binding, Dataplane, Half, Mended, Mode, Owners, Place, Port, Role, Verdicts};
+use super::{AddressDrops, Binding, Dataplane, Half, Mended, Mode, Owners, Place, Port, Role, Verdicts};
 use crate::model;
 
 /// A call that changed something.
@@ -40,6 +40,10 @@ pub struct State {
     capacity: u32,
     /// Counters by meter index.
     pub meters: Vec<Meter>,
+    /// What they are told from others by.
+    pub meters_id: [u8; 16],
+    /// Drops that are remembered, by public address.
+    pub drops: BTreeMap<Ipv4Addr, Vec<AddressDrops>>,
     /// Packet counters.
     pub verdicts: Verdicts,
     /// Every change so far, in order.
@@ -68,6 +72,8 @@ impl MemoryDataplane {
             outbound: BTreeMap::new(),
             capacity,
             meters: vec![Meter::default(); model::meters(capacity) as usize],
+            meters_id: [7; 16],
+            drops: BTreeMap::new(),
             verdicts,
             events: Vec::new(),
             broken: false,
@@ -184,6 +190,19 @@ impl Dataplane for MemoryDataplane {
         };
         *value = Meter::default();
         state.events.push(Event::ResetMeter(meter));
+        Ok(())
+    }
+
+    fn meters_id(&self) -> [u8; 16] {
+        self.state().meters_id
+    }
+
+    fn drops(&self, address: Ipv4Addr) -> anyhow::Result<Vec<AddressDrops>> {
+        Ok(self.state().drops.get(&address).cloned().unwrap_or_default())
+    }
+
+    fn forget_drops(&mut self, address: Ipv4Addr) -> anyhow::Result<()> {
+        self.state().drops.remove(&address);
         Ok(())
     }
 

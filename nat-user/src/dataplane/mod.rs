@@ -7,6 +7,7 @@ pub mod xdp;
 use std::collections::HashMap;
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use nat_common::abi::Meter;
 use nat_common::verdict::{Punt, Reject};
@@ -139,6 +140,17 @@ pub struct Verdicts {
     pub drops: Vec<(Reject, u64)>,
 }
 
+/// Packets that were dropped for one reason, of those that concern a public address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddressDrops {
+    /// Why.
+    pub reason: Reject,
+    /// How many.
+    pub packets: u64,
+    /// How long ago the last one was.
+    pub last: Duration,
+}
+
 /// How many halves are read at a time.
 pub const AT_ONCE: u32 = 16 * 1024;
 
@@ -198,6 +210,12 @@ pub trait Dataplane: Send {
     fn meters(&self, meters: &[u32]) -> anyhow::Result<Vec<Meter>>;
     /// Sets a meter to zero, before its first use.
     fn reset_meter(&mut self, meter: u32) -> anyhow::Result<()>;
+    /// What the meters are told from others by, which began at zero at another time.
+    fn meters_id(&self) -> [u8; 16];
+    /// The drops that are remembered of a public address, whether it is bound or not; the longest ago are forgotten first.
+    fn drops(&self, address: Ipv4Addr) -> anyhow::Result<Vec<AddressDrops>>;
+    /// Forgets them: the address has another holder.
+    fn forget_drops(&mut self, address: Ipv4Addr) -> anyhow::Result<()>;
     /// Packet counters by outcome.
     fn verdicts(&self) -> anyhow::Result<Verdicts>;
     /// The interfaces that the program is attached to.

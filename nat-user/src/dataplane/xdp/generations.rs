@@ -25,6 +25,7 @@ use nat_common::verdict::Counter;
 
 use super::bpffs;
 use super::findings::Findings;
+use super::meters::{self, Meters};
 use crate::dataplane::{Binding, Owner, Owners};
 use crate::model;
 
@@ -89,7 +90,8 @@ impl Generation {
         };
         Ok(self.node.abi_version == ABI_VERSION
             && has_room(map::INBOUND, max_bindings)?
-            && has_room(map::METERS, model::meters(max_bindings))?
+            && self.node.meters == model::meters(max_bindings)
+            && has_room(map::METERS, model::meters(max_bindings) * meters::lanes()?)?
             && has_room(map::COUNTERS, Counter::COUNT)?)
     }
 
@@ -154,21 +156,17 @@ impl Generation {
         &self,
         sums: &mut BTreeMap<u32, Meter>,
         is_owners: impl Fn(u32) -> bool,
-    ) -> Result<(), MapError> {
+    ) -> anyhow::Result<()> {
         let mut add = |index: u32, meter: Meter| {
             if meter != Meter::default() && is_owners(index) {
                 let sum = sums.entry(index).or_default();
                 *sum = sum.plus(meter);
             }
         };
-        with_size!(self.open(map::METERS)?, Bytes, |meters| {
-            let meters = PerCpuArray::<_, Bytes>::try_from(Map::PerCpuArray(meters))?;
-            for (index, cpus) in (0..).zip(meters.iter()) {
-                let sum = cpus?.iter().fold(Meter::default(), |sum, cpu| sum.plus(beginning(cpu)));
-                add(index, sum);
-            }
-            Ok::<_, MapError>(())
-        })?;
+        let meters = Meters::open(&self.open(map::METERS)?, self.node.meters)?;
+        for index in 0..meters.count() {
+            add(index, meters.read(index).unwrap_or_default());
+        }
         // Those of one that is not current yet stand for earlier ones, which are still there themselves.
         if self.is_current() {
             with_size!(self.open(map::CARRIED_METERS)?, Bytes, |carried| {

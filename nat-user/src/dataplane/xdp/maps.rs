@@ -2,20 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, ensure};
+use anyhow::{Context as _, ensure};
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::xdp::DevMapHash;
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
-use aya::util::nr_cpus;
+use aya::maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray};
 use ipnet::Ipv4Net;
-use nat_common::abi::{self, Addr, AddressKind, Inbound, Meter, Node, Outbound, OutboundKey, map};
+use nat_common::abi::{
+    self, Addr, AddressKind, DropKey, Dropped, Inbound, Meter, Node, Outbound, OutboundKey, map,
+};
 use nat_common::verdict::{Counter, Punt, Reject};
 
-use super::super::{Binding, Half, Place, Verdicts};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::super::{AddressDrops, Binding, Half, Place, Verdicts};
 use super::batch;
 use super::generations::Sums;
+use super::meters::Meters;
+use crate::model;
 
 // aya wants its own marker on keys and values; byte arrays have it.
 type Bytes<T> = <T as Plain>::Bytes;
@@ -28,19 +34,23 @@ trait Plain: bytemuck::Pod {
 macro_rules! plain {
     ($($type:ty),+) => { $(impl Plain for $type { type Bytes = [u8; size_of::<$type>()]; })+ };
 }
-plain!(Inbound, OutboundKey, Outbound, Meter, Node, abi::Port);
+plain!(Inbound, OutboundKey, Outbound, Meter, Node, abi::Port, DropKey, Dropped);
 
 /// Handles of all maps.
 pub(super) struct Maps {
     inbound: HashMap<MapData, Addr, Bytes<Inbound>>,
     outbound: HashMap<MapData, Bytes<OutboundKey>, Bytes<Outbound>>,
-    meters: PerCpuArray<MapData, Bytes<Meter>>,
+    meters: Meters,
     counters: PerCpuArray<MapData, u64>,
     ports: HashMap<MapData, u32, Bytes<abi::Port>>,
     egress: DevMapHash<MapData>,
     addresses: LpmTrie<MapData, Addr, u32>,
     node: Array<MapData, Bytes<Node>>,
+    drops: HashMap<MapData, Bytes<DropKey>, Bytes<Dropped>>,
+    drops_unbound: HashMap<MapData, Bytes<DropKey>, Bytes<Dropped>>,
     carried_meters: HashMap<MapData, u32, Bytes<Meter>>,
+    /// What stands in there: nobody else writes to it.
+    carried: BTreeMap<u32, Meter>,
     carried_counters: Array<MapData, u64>,
     capacity: u32,
 }
@@ -52,16 +62,23 @@ impl Maps {
             let map = ebpf.take_map(name).with_context(|| format!("the program has no map {name}"))?;
             M::try_from(map).with_context(|| format!("the pinned map {name} has another type"))
         }
+        let meters: Array<MapData, Bytes<Meter>> = take(ebpf, map::METERS)?;
+        let carried_meters = take(ebpf, map::CARRIED_METERS)?;
+        let carried = carried(&carried_meters).with_context(|| failed(map::CARRIED_METERS))?;
         Ok(Self {
             inbound: take(ebpf, map::INBOUND)?,
             outbound: take(ebpf, map::OUTBOUND)?,
-            meters: take(ebpf, map::METERS)?,
+            meters: Meters::open(meters.map(), model::meters(capacity))
+                .with_context(|| failed(map::METERS))?,
             counters: take(ebpf, map::COUNTERS)?,
             ports: take(ebpf, map::PORTS)?,
             egress: take(ebpf, map::EGRESS)?,
             addresses: take(ebpf, map::ADDRESSES)?,
             node: take(ebpf, map::NODE)?,
-            carried_meters: take(ebpf, map::CARRIED_METERS)?,
+            drops: take(ebpf, map::DROPS)?,
+            drops_unbound: take(ebpf, map::DROPS_UNBOUND)?,
+            carried_meters,
+            carried,
             carried_counters: take(ebpf, map::CARRIED_COUNTERS)?,
             capacity,
         })
@@ -166,7 +183,7 @@ impl Maps {
 
     pub(super) fn insert(&mut self, half: Half) -> anyhow::Result<()> {
         let meter = half.binding().meter;
-        ensure!(meter < self.meters.len(), "there is no room for meter {meter}");
+        ensure!(meter < self.meters.count(), "there is no room for meter {meter}");
         match half {
             Half::Inbound(Binding { public_ip, tenant, private_ip, meter }) => {
                 let value: Bytes<Inbound> = bytemuck::cast(Inbound::new(private_ip.octets(), tenant, meter));
@@ -196,31 +213,61 @@ impl Maps {
     }
 
     pub(super) fn meters(&self, meters: &[u32]) -> anyhow::Result<Vec<Meter>> {
-        let read = |index: &u32| -> anyhow::Result<Meter> {
-            let cpus = self.meters.get(index, 0).with_context(|| failed(map::METERS))?;
-            let carried =
-                found(self.carried_meters.get(index, 0)).with_context(|| failed(map::CARRIED_METERS))?;
-            let carried = carried.map_or_else(Meter::default, bytemuck::cast);
-            Ok(cpus.iter().fold(carried, |sum, cpu| sum.plus(bytemuck::cast(*cpu))))
+        let read = |index: &u32| {
+            let live = self.meters.read(*index).with_context(|| format!("there is no meter {index}"))?;
+            Ok(self.carried.get(index).map_or(live, |carried| carried.plus(live)))
         };
         meters.iter().map(read).collect()
     }
 
     pub(super) fn reset_meter(&mut self, meter: u32) -> anyhow::Result<()> {
-        let cpus =
-            nr_cpus().map_err(|(file, error)| anyhow!(error).context(format!("cannot read {file}")))?;
-        let zeros = PerCpuValues::try_from(vec![[0; size_of::<Meter>()]; cpus])
-            .with_context(|| failed(map::METERS))?;
-        self.meters.set(meter, zeros, 0).with_context(|| failed(map::METERS))?;
-        found(self.carried_meters.remove(&meter)).with_context(|| failed(map::CARRIED_METERS))?;
+        ensure!(self.meters.reset(meter), "there is no meter {meter}");
+        if self.carried.contains_key(&meter) {
+            found(self.carried_meters.remove(&meter)).with_context(|| failed(map::CARRIED_METERS))?;
+            self.carried.remove(&meter);
+        }
+        Ok(())
+    }
+
+    /// The drops that are remembered of a public address.
+    pub(super) fn drops(&self, address: Ipv4Addr) -> anyhow::Result<Vec<AddressDrops>> {
+        let now = Duration::try_from(clock_gettime(ClockId::Monotonic))?;
+        let mut drops = Vec::new();
+        for reason in Reject::ALL {
+            let mut sum = Dropped::default();
+            for (map, name) in [(&self.drops, map::DROPS), (&self.drops_unbound, map::DROPS_UNBOUND)] {
+                let one = found(map.get(&drop_key(address, *reason), 0)).with_context(|| failed(name))?;
+                let one: Dropped = one.map_or_else(Dropped::default, bytemuck::cast);
+                sum = Dropped { packets: sum.packets + one.packets, last: sum.last.max(one.last) };
+            }
+            if sum.packets > 0 {
+                let last = Duration::from_nanos(sum.last);
+                drops.push(AddressDrops {
+                    reason: *reason,
+                    packets: sum.packets,
+                    last: now.saturating_sub(last),
+                });
+            }
+        }
+        Ok(drops)
+    }
+
+    /// Forgets them.
+    pub(super) fn forget_drops(&mut self, address: Ipv4Addr) -> anyhow::Result<()> {
+        for reason in Reject::ALL {
+            let key = drop_key(address, *reason);
+            found(self.drops.remove(&key)).with_context(|| failed(map::DROPS))?;
+            found(self.drops_unbound.remove(&key)).with_context(|| failed(map::DROPS_UNBOUND))?;
+        }
         Ok(())
     }
 
     /// Sets what earlier maps came to.
     pub(super) fn carry(&mut self, sums: &Sums) -> anyhow::Result<()> {
-        for (meter, sum) in sums.meters.iter().filter(|(meter, _)| **meter < self.meters.len()) {
-            let sum: Bytes<Meter> = bytemuck::cast(*sum);
-            self.carried_meters.insert(meter, sum, 0).with_context(|| failed(map::CARRIED_METERS))?;
+        for (meter, sum) in sums.meters.iter().filter(|(meter, _)| **meter < self.meters.count()) {
+            let bytes: Bytes<Meter> = bytemuck::cast(*sum);
+            self.carried_meters.insert(meter, bytes, 0).with_context(|| failed(map::CARRIED_METERS))?;
+            self.carried.insert(*meter, *sum);
         }
         for (counter, sum) in (0..Counter::COUNT).zip(&sums.counters) {
             self.carried_counters.set(counter, sum, 0).with_context(|| failed(map::CARRIED_COUNTERS))?;
@@ -250,6 +297,14 @@ impl Maps {
                 .collect::<anyhow::Result<_>>()?,
         })
     }
+}
+
+fn carried(map: &HashMap<MapData, u32, Bytes<Meter>>) -> Result<BTreeMap<u32, Meter>, MapError> {
+    map.iter().map(|entry| entry.map(|(meter, sum)| (meter, bytemuck::cast(sum)))).collect()
+}
+
+fn drop_key(address: Ipv4Addr, reason: Reject) -> Bytes<DropKey> {
+    bytemuck::cast(DropKey { address: address.octets(), reason: reason as u32 })
 }
 
 fn inbound_binding(public_ip: Addr, value: Bytes<Inbound>) -> Binding {

@@ -16,6 +16,7 @@ mod interfaces;
 mod links;
 mod log;
 mod maps;
+mod meters;
 mod netlink;
 mod object;
 mod offloads;
@@ -33,6 +34,7 @@ use anyhow::Context as _;
 use aya_log::EbpfLogger;
 use ipnet::Ipv4Net;
 use nat_common::abi::{self, ABI_VERSION, Meter, Node};
+use rustix::rand::GetRandomFlags;
 use rustix::thread::{MembarrierCommand, membarrier};
 
 use self::bpffs::PinLock;
@@ -42,9 +44,9 @@ use self::interfaces::Interface;
 use self::maps::Maps;
 use self::object::{MapPins, Program};
 use self::ports::Ports;
-use super::{Binding, Dataplane, Half, Mended, Owners, Place, Port, Role, Verdicts};
+use super::{AddressDrops, Binding, Dataplane, Half, Mended, Owners, Place, Port, Role, Verdicts};
 use crate::config::{self, KeyError};
-use crate::model::PoolSpec;
+use crate::model::{self, PoolSpec};
 
 /// The logger that carries the program's log into the daemon's.
 pub type ProgramLogger = EbpfLogger<log::Names>;
@@ -90,11 +92,13 @@ impl XdpDataplane {
             abi_version: ABI_VERSION,
             stage: Node::OPEN,
             public_ip: public_ip(config, &interfaces).map_or([0; 4], |address| address.octets()),
+            meters: model::meters(config.max_bindings),
             ..match standing.first() {
                 Some(earliest) => Node { padding: 0, ..earliest.node },
                 None => Node {
                     all_send_redirects_before: sysctls::all_send_redirects()?,
                     directories_made,
+                    id: drawn()?,
                     ..Node::default()
                 },
             }
@@ -320,6 +324,13 @@ fn standing(pin_path: &Path) -> anyhow::Result<Vec<Generation>> {
     Ok(standing)
 }
 
+/// Something that nobody can guess, and that is not drawn twice.
+fn drawn() -> anyhow::Result<[u8; 16]> {
+    let mut id = [0; 16];
+    rustix::rand::getrandom(&mut id, GetRandomFlags::empty()).context("the kernel draws no random number")?;
+    Ok(id)
+}
+
 /// Throws away what counts no more. If something strange is in it, that is no reason not to forward.
 fn discard_all(generations: &[Generation]) {
     for generation in generations {
@@ -452,6 +463,18 @@ impl Dataplane for XdpDataplane {
 
     fn reset_meter(&mut self, meter: u32) -> anyhow::Result<()> {
         self.maps.reset_meter(meter)
+    }
+
+    fn drops(&self, address: Ipv4Addr) -> anyhow::Result<Vec<AddressDrops>> {
+        self.maps.drops(address)
+    }
+
+    fn forget_drops(&mut self, address: Ipv4Addr) -> anyhow::Result<()> {
+        self.maps.forget_drops(address)
+    }
+
+    fn meters_id(&self) -> [u8; 16] {
+        self.node.id
     }
 
     fn verdicts(&self) -> anyhow::Result<Verdicts> {

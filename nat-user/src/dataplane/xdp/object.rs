@@ -15,6 +15,7 @@ use nat_common::abi::map;
 
 use super::ProgramLogger;
 use super::log::Names;
+use super::meters;
 use crate::config::{self, KeyError};
 use crate::model;
 
@@ -40,9 +41,9 @@ pub(super) fn load(config: &config::Datapath, maps: &Path) -> anyhow::Result<Ebp
     for name in [map::INBOUND, map::OUTBOUND] {
         loader.map_max_entries(name, config.max_bindings);
     }
-    for name in [map::METERS, map::CARRIED_METERS] {
-        loader.map_max_entries(name, model::meters(config.max_bindings));
-    }
+    let meters = model::meters(config.max_bindings);
+    loader.map_max_entries(map::METERS, meters.saturating_mul(meters::lanes()?));
+    loader.map_max_entries(map::CARRIED_METERS, meters);
     let mut ebpf = loader.load(OBJECT).map_err(|error| map_error(error, config))?;
     program(&mut ebpf)?.load().map_err(|error| match error {
         ProgramError::LoadError { io_error, verifier_log } => {
