@@ -94,31 +94,25 @@ pub fn process<F: Frame + ?Sized, N: Node>(frame: &mut F, ifindex: u32, node: &m
     }
 }
 
-/// The public addresses that a dropped packet concerns.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Concerned {
-    /// Its destination, if that is one of ours, and whether it is bound.
-    pub destination: Option<(Addr, bool)>,
-    /// The one that it would have come from.
-    pub source: Option<Addr>,
-}
-
-/// Whom a packet concerns that [`process`] has dropped, for the [`Reject`] of that number. It may have been dropped for what is wrong with its header, so
-/// its addresses are taken as they stand.
+/// The public address that a packet concerns which [`process`] has dropped for the [`Reject`] of that number, and whether it
+/// is bound: inwards its destination, outwards the one that it would have come from. It may have been dropped for what is
+/// wrong with its header, so its addresses are taken as they stand.
 #[inline(always)]
 pub fn concerned<F: Frame + ?Sized, N: Node>(
     frame: &mut F,
     ifindex: u32,
     reason: u32,
+    direction: Direction,
     node: &mut N,
-) -> Concerned {
-    let Some((port, [source, destination])) = node.port(ifindex).zip(raw_addresses(frame)) else {
-        return Concerned::default();
-    };
-    let is_bound = node.inbound(destination).is_some();
-    Concerned {
-        destination: (is_bound || reason == Reject::EipUnbound as u32).then_some((destination, is_bound)),
-        source: outbound(&port, source, node).map(|out| out.eip),
+) -> Option<(Addr, bool)> {
+    let port = node.port(ifindex)?;
+    let [source, destination] = raw_addresses(frame)?;
+    match direction {
+        Direction::Out => outbound(&port, source, node).map(|out| (out.eip, true)),
+        Direction::In => {
+            let is_bound = node.inbound(destination).is_some();
+            (is_bound || reason == Reject::EipUnbound as u32).then_some((destination, is_bound))
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use nat_common::pipeline;
+use nat_common::pipeline::{self, Direction};
 use nat_common::verdict::{Counter, Verdict};
 
 use crate::frame::XdpFrame;
@@ -44,27 +44,28 @@ fn eipnat(ctx: XdpContext) -> u32 {
         Verdict::Drop(reject) => {
             frame.log_drop(&ctx, reject);
             // SAFETY: the context is the one that the program was called with.
-            unsafe { eipnat_remember_drop(ctx.ctx, reject as u32) };
+            unsafe {
+                eipnat_remember_drop(ctx.ctx, reject as u32, 1);
+                eipnat_remember_drop(ctx.ctx, reject as u32, 0);
+            }
             XDP_DROP
         }
     }
 }
 
-/// Remembers whom a dropped packet concerns. A BPF function of its own: see those in [`frame`].
+/// Remembers whom a dropped packet concerns, inwards or outwards. A BPF function of its own: see those in [`frame`].
 ///
 /// # Safety
 /// `ctx` must be the context that the program was called with.
 #[unsafe(no_mangle)]
 #[inline(never)]
-unsafe extern "C" fn eipnat_remember_drop(ctx: *mut xdp_md, reason: u32) -> u32 {
+unsafe extern "C" fn eipnat_remember_drop(ctx: *mut xdp_md, reason: u32, inwards: u32) -> u32 {
     let ctx = XdpContext::new(ctx);
     let (mut frame, ifindex) = (XdpFrame::new(&ctx), ctx.ingress_ifindex() as u32);
-    let concerned = pipeline::concerned(&mut frame, ifindex, reason, &mut KernelNode::new(&ctx));
-    if let Some((address, is_bound)) = concerned.destination {
+    let direction = if inwards == 0 { Direction::Out } else { Direction::In };
+    let concerned = pipeline::concerned(&mut frame, ifindex, reason, direction, &mut KernelNode::new(&ctx));
+    if let Some((address, is_bound)) = concerned {
         maps::remember_drop(address, is_bound, reason);
-    }
-    if let Some(address) = concerned.source {
-        maps::remember_drop(address, true, reason);
     }
     0
 }
