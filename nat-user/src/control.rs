@@ -1,5 +1,7 @@
 //! The control plane in one piece: a command goes through the model, the store and the datapath, in this order.
 
+mod usage;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
@@ -9,11 +11,13 @@ use anyhow::{Context, anyhow};
 use log::{error, info, warn};
 use nat_common::abi::Meter;
 
-use crate::config::KeyError;
-use crate::dataplane::{Binding, Dataplane, Half, Mended, Owner, Owners, Port, Verdicts};
+use self::usage::Bill;
+use crate::config::{self, KeyError};
+use crate::dataplane::{AddressDrops, Binding, Dataplane, Half, Mended, Owner, Owners, Port, Verdicts};
 use crate::model::{Carried, Change, Closing, Command, Eip, ImportError, Line, Model, Refusal, Subject};
 use crate::reconcile::{self, Patrol};
 use crate::store::Store;
+use crate::usage::Entries;
 
 /// How many waiting VMs get their public IP before others have a turn.
 const SERVED_AT_ONCE: u32 = 16;
@@ -32,6 +36,16 @@ pub struct Control {
     last_repair: Option<(SystemTime, String)>,
     /// Looks for bindings in the datapath that somebody else has changed.
     patrol: Patrol,
+    bill: Bill,
+}
+
+/// What is to be done until the next tick, a part at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rounds {
+    /// How many times to [`Control::patrol`].
+    pub looks: usize,
+    /// How many parts of the bill to [`Control::flush`].
+    pub parts: u32,
 }
 
 /// A [`Control`] that many requests share. Its calls write to maps and wait for the kernel, so they belong on a
@@ -57,14 +71,24 @@ impl Control {
     ///
     /// # Errors
     /// If the datapath cannot be read or written, or serves bindings of which a new store knows nothing.
-    pub fn start(store: Store, mut dataplane: Box<dyn Dataplane>) -> anyhow::Result<Self> {
+    pub fn start(
+        mut store: Store,
+        mut dataplane: Box<dyn Dataplane>,
+        usage: config::Usage,
+        now: SystemTime,
+    ) -> anyhow::Result<Self> {
         if store.revision() == 0 && dataplane.serves()? {
             let what = "the store is new, but the datapath serves bindings; put a backup in its place with `eipnat store \
                         restore FILE`, or run `eipnat unload` to begin with nothing";
             return Err(KeyError::new("store.path", what).into());
         }
         let actual = dataplane.halves()?.into_iter().collect();
-        reset_foreign_meters(&mut *dataplane, &store, &actual)?;
+        let mut bill = Bill::take_up(&mut store, &*dataplane, usage, now)?;
+        let mut entries = Entries::default();
+        for meter in reset_foreign_meters(&mut *dataplane, &store, &actual)? {
+            bill.ledger.begin(&mut entries, meter, now);
+        }
+        bill.note(&mut store, entries, now)?;
         let steps = reconcile::everything_from(&mut *dataplane, store.model().bindings(), &actual)?;
         if !steps.is_empty() {
             info!("the datapath differed from the desired state: {} steps to mend it", steps.len());
@@ -78,8 +102,9 @@ impl Control {
             repairs: 0,
             last_repair: None,
             patrol: Patrol::default(),
+            bill,
         };
-        if let Err(error) = control.close_meters() {
+        if let Err(error) = control.close_meters(now) {
             // A full disk is no reason not to forward; it is tried again.
             warn!("{error:#}");
         }
@@ -95,7 +120,14 @@ impl Control {
         // Whoever waits has been there first.
         self.serve_waiting(now);
         let change = self.store.model().plan(command, now)?;
-        self.carry_out(change)
+        if let Command::Allocate(_) = command
+            && let Subject::Eip(eip) = &change.subject
+            && !change.is_nothing()
+        {
+            // What was dropped before is not the new holder's.
+            self.dataplane.forget_drops(eip.address)?;
+        }
+        self.carry_out(change, now)
     }
 
     /// Carries an import out, whole or not at all, and answers what it did.
@@ -106,11 +138,11 @@ impl Control {
         self.serve_waiting(now);
         let change = self.store.model().plan_import(lines, now)?;
         let what = change.to_string();
-        self.carry_out(change)?;
+        self.carry_out(change, now)?;
         Ok(what)
     }
 
-    fn carry_out(&mut self, change: Change) -> Result<Subject, Error> {
+    fn carry_out(&mut self, change: Change, now: SystemTime) -> Result<Subject, Error> {
         for meter in change.new_meters() {
             // Still nobody's, so nothing is lost if the commit fails; after it a crash could bill old traffic.
             self.dataplane.reset_meter(meter).context("a counter cannot be reset; nothing has changed")?;
@@ -121,7 +153,7 @@ impl Control {
         let (before, after): (Vec<_>, Vec<_>) = (before.collect(), after.collect());
         if !change.is_nothing() {
             let what = change.to_string();
-            let revision = self.store.commit(change)?;
+            let revision = self.commit(change, now)?;
             info!("revision {revision}: {what}");
         }
         let settled = match self.fault {
@@ -129,7 +161,7 @@ impl Control {
             Some(_) => self.settle_everything(),
         };
         self.note(settled).map_err(|problem| anyhow!("accepted, but not in force yet: {problem}"))?;
-        if let Err(error) = self.close_meters() {
+        if let Err(error) = self.close_meters(now) {
             // The command is done; what they show is counted until then, and it is tried again.
             warn!("{error:#}");
         }
@@ -138,15 +170,20 @@ impl Control {
 
     /// Reads the meters for the last time whose bindings have ended. The datapath follows the store, so nothing counts
     /// on them any more.
-    fn close_meters(&mut self) -> anyhow::Result<()> {
+    fn close_meters(&mut self, now: SystemTime) -> anyhow::Result<()> {
         let closing: Vec<Closing> = self.model().closing().cloned().collect();
         if closing.is_empty() {
             return Ok(());
         }
         let meters: Vec<u32> = closing.iter().map(|closing| closing.meter).collect();
         let read: Vec<(Closing, Meter)> = closing.into_iter().zip(self.dataplane.meters(&meters)?).collect();
+        let mut entries = Entries::default();
+        for (closing, reading) in &read {
+            let (reading, payer) = (Carried::from(*reading), usage::payer_of_closing(closing));
+            self.bill.ledger.end(&mut entries, closing.meter, reading, now, &payer, true);
+        }
         let change = self.model().plan_close(&read);
-        self.store.commit(change).context("counters cannot be written down yet")?;
+        self.commit_with(change, entries, now).context("counters cannot be written down yet")?;
         Ok(())
     }
 
@@ -154,28 +191,28 @@ impl Control {
     fn serve_waiting(&mut self, now: SystemTime) {
         for _ in 0..SERVED_AT_ONCE {
             let Some(change) = self.model().plan_waiting(now) else { return };
-            if let Err(error) = self.carry_out(change) {
+            if let Err(error) = self.carry_out(change, now) {
                 return warn!("a VM goes on waiting for its public IP: {error}");
             }
         }
     }
 
     /// What time brings: what the datapath stands on is mended, what failed is tried again, meters are closed, waiting VMs
-    /// are served. Answers how many times to [`Self::patrol`] before the next one.
-    pub fn tick(&mut self, now: SystemTime) -> usize {
+    /// are served. Answers what is to be done before the next one.
+    pub fn tick(&mut self, now: SystemTime) -> Rounds {
         self.mend();
         if self.fault.is_some() {
             let settled = self.settle_everything();
             if self.note(settled).is_err() {
-                return 0;
+                return Rounds { looks: 0, parts: self.flushes(now) };
             }
             info!("the datapath does again what revision {} says", self.store.revision());
         }
-        if let Err(error) = self.close_meters() {
+        if let Err(error) = self.close_meters(now) {
             warn!("{error:#}");
         }
         self.serve_waiting(now);
-        self.patrol.looks(self.store.model())
+        Rounds { looks: self.patrol.looks(self.store.model()), parts: self.flushes(now) }
     }
 
     /// Looks at some of the bindings in the datapath, and puts right what somebody else has changed.
@@ -275,6 +312,14 @@ impl Control {
         self.dataplane.verdicts()
     }
 
+    /// The drops that are remembered of a public address.
+    ///
+    /// # Errors
+    /// If the datapath cannot be read.
+    pub fn drops(&self, address: Ipv4Addr) -> anyhow::Result<Vec<AddressDrops>> {
+        self.dataplane.drops(address)
+    }
+
     /// Every EIP that was ever attached, with what it has carried.
     ///
     /// # Errors
@@ -335,26 +380,29 @@ impl Control {
     }
 }
 
-/// Sets the meters to zero that have counted for another binding than the store says, or for none: after a restore.
+/// Sets the meters to zero that have counted for another binding than the store says, or for none: after a restore. Answers which.
 fn reset_foreign_meters(
     dataplane: &mut dyn Dataplane,
     store: &Store,
     actual: &BTreeSet<Half>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Vec<u32>> {
+    let mut reset = Vec::new();
     let stands = |binding: Binding| {
         actual.contains(&Half::Inbound(binding)) || actual.contains(&Half::Outbound(binding))
     };
     for binding in store.model().bindings().filter(|binding| !stands(*binding)) {
         dataplane.reset_meter(binding.meter)?;
+        reset.push(binding.meter);
     }
     let closing: HashMap<u32, Ipv4Addr> =
         store.model().closing().map(|closing| (closing.meter, closing.address)).collect();
     for binding in actual.iter().map(Half::binding) {
         if closing.get(&binding.meter).is_some_and(|address| *address != binding.public_ip) {
             dataplane.reset_meter(binding.meter)?;
+            reset.push(binding.meter);
         }
     }
-    Ok(())
+    Ok(reset)
 }
 
 /// Whom each meter counts for.

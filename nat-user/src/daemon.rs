@@ -76,7 +76,7 @@ impl Sockets {
     /// # Errors
     /// If somebody else has them, or they cannot be had here. Nothing is left behind then.
     pub fn claim(config: &Config) -> anyhow::Result<Self> {
-        Ok(Self { api: Claim::take(&config.api)?, metrics: bind(config.metrics_listen)? })
+        Ok(Self { api: Claim::take(&config.api)?, metrics: bind(config.metrics.listen)? })
     }
 
     /// Where `/metrics` is served.
@@ -108,7 +108,8 @@ pub async fn serve(
     dataplane: Box<dyn Dataplane>,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
-    let control = Control::start(store, dataplane).context("the datapath cannot be set up")?;
+    let control = Control::start(store, dataplane, config.usage, SystemTime::now())
+        .context("the datapath cannot be set up")?;
     let control: Shared = Arc::new(Mutex::new(control));
     let api = sockets.api.listen()?;
     announce(config, &sockets)?;
@@ -147,6 +148,11 @@ pub async fn serve(
             drop(stop);
         }
     );
+    // What was carried until now is on the bill, whatever becomes of the machine.
+    let parts = control::call(&in_charge, |control| control.flush_parts()).await?;
+    for part in 0..parts {
+        control::call(&in_charge, move |control| control.flush(part, SystemTime::now())).await?;
+    }
     Ok(())
 }
 
@@ -200,9 +206,12 @@ async fn keep_ticking(control: Shared, stop: impl Future<Output = ()>) {
             () = &mut stop => return,
         }
         let ticked = async {
-            let looks = control::call(&control, |control| control.tick(SystemTime::now())).await?;
-            for _ in 0..looks {
+            let rounds = control::call(&control, |control| control.tick(SystemTime::now())).await?;
+            for _ in 0..rounds.looks {
                 control::call(&control, Control::patrol).await?;
+            }
+            for part in 0..rounds.parts {
+                control::call(&control, move |control| control.flush(part, SystemTime::now())).await?;
             }
             anyhow::Ok(())
         };

@@ -22,3 +22,4 @@ pub mod reconcile;
 pub mod store;
 #[cfg(test)]
 mod testing;
+pub mod usage;

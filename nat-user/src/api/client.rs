@@ -22,7 +22,10 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::types::{Allocate, Attach, Counters, CreateVm, Eip, Failure, Imported, Pool, Stats, Status, Vm};
+use super::types::{
+    AddressDrops, Allocate, Attach, Counters, CreateVm, Eip, Failure, Imported, Pool, Stats, Status,
+    UsagePage, UsageQuery, Vm,
+};
 use crate::model::Name;
 
 /// How long the daemon may take to answer: longer than it takes to say that it has taken too long.
@@ -105,6 +108,23 @@ impl Client {
     /// As [`Client::status`].
     pub async fn counters(&self, eip: Ipv4Addr) -> Result<Counters> {
         self.call(Method::GET, &format!("/v1/eips/{eip}/counters"), None::<()>).await
+    }
+
+    /// The packets that were dropped of late which concern a public address.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn drops(&self, address: Ipv4Addr) -> Result<Vec<AddressDrops>> {
+        self.call(Method::GET, &format!("/v1/drops/{address}"), None::<()>).await
+    }
+
+    /// A page of the bill.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn usage(&self, query: &UsageQuery) -> Result<UsagePage> {
+        let query = serde_urlencoded::to_string(query).map_err(|error| Error::Broken(error.into()))?;
+        self.call(Method::GET, &format!("/v1/usage?{query}"), None::<()>).await
     }
 
     /// Allocates an EIP.

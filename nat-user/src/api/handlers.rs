@@ -6,14 +6,15 @@ use std::time::SystemTime;
 use anyhow::Context as _;
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection};
-use axum::extract::{Path, State};
+use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::{ApiError, import as lines, types};
 use crate::control::{self, Control, Shared};
 use crate::model::{Allocation, Command, Model, Name, Subject};
+use crate::store;
 
 type Answer<T> = Result<Json<T>, ApiError>;
 type Eip = Result<Path<Ipv4Addr>, PathRejection>;
@@ -106,6 +107,42 @@ pub(super) async fn show(State(control): State<Shared>, eip: Eip) -> Answer<type
 pub(super) async fn counters(State(control): State<Shared>, eip: Eip) -> Answer<types::Counters> {
     let Path(eip) = eip?;
     Ok(Json(control::call(&control, move |control| control.carried(eip)).await??))
+}
+
+/// The packets that were dropped of late which concern a public address: for it, or from what it stands for.
+#[utoipa::path(
+    get,
+    path = "/v1/drops/{address}",
+    params(("address" = String, Path, description = "The public address, whether it is held or not")),
+    responses((status = OK, body = Vec<types::AddressDrops>), (status = "default", body = types::Failure))
+)]
+pub(super) async fn drops(State(control): State<Shared>, address: Eip) -> Answer<Vec<types::AddressDrops>> {
+    let Path(address) = address?;
+    let drops = control::call(&control, move |control| control.drops(address)).await??;
+    Ok(Json(drops.iter().map(Into::into).collect()))
+}
+
+/// What was carried for whom and when, a page at a time.
+#[utoipa::path(
+    get,
+    path = "/v1/usage",
+    params(types::UsageQuery),
+    responses((status = OK, body = types::UsagePage), (status = "default", body = types::Failure))
+)]
+pub(super) async fn usage(
+    State(control): State<Shared>,
+    query: Result<Query<types::UsageQuery>, QueryRejection>,
+) -> Answer<types::UsagePage> {
+    let Query(query) = query?;
+    let after = query.after.as_deref().map(str::parse).transpose()?;
+    let asked = store::Query::from(&query);
+    let page = move |control: &mut Control| match after {
+        None => control.usage(&asked, SystemTime::now()),
+        Some(after) => control.ended_usage(&asked, after),
+    };
+    let (records, next) = control::call(&control, page).await??;
+    let rows = records.into_iter().map(Into::into).collect();
+    Ok(Json(types::UsagePage { rows, next: next.map(|next| next.to_string()) }))
 }
 
 /// Allocate an EIP.

@@ -15,7 +15,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection};
+use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
@@ -32,6 +32,7 @@ use utoipa_axum::routes;
 
 use crate::control::{self, Shared};
 use crate::model::{Kind, NameError};
+use crate::store::NoCursor;
 
 /// Largest request body, in bytes.
 const MAX_BODY: usize = 16 * 1024;
@@ -110,6 +111,8 @@ fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(handlers::show, handlers::release))
         .routes(routes!(handlers::attach, handlers::detach))
         .routes(routes!(handlers::counters))
+        .routes(routes!(handlers::drops))
+        .routes(routes!(handlers::usage))
         .routes(routes!(handlers::vms))
         .routes(routes!(handlers::show_vm, handlers::create_vm, handlers::destroy_vm))
         .layer(middleware::from_fn_with_state(PATIENCE, in_time))
@@ -182,6 +185,18 @@ impl From<JsonRejection> for ApiError {
 impl From<BytesRejection> for ApiError {
     fn from(rejection: BytesRejection) -> Self {
         Self(rejection.status(), rejection.body_text())
+    }
+}
+
+impl From<QueryRejection> for ApiError {
+    fn from(rejection: QueryRejection) -> Self {
+        Self(rejection.status(), rejection.body_text())
+    }
+}
+
+impl From<NoCursor> for ApiError {
+    fn from(error: NoCursor) -> Self {
+        Self(StatusCode::BAD_REQUEST, error.to_string())
     }
 }
 

@@ -1,7 +1,10 @@
 //! The JSON that the API speaks.
 
+mod usage;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::time::SystemTime;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -9,6 +12,7 @@ use utoipa::ToSchema;
 
 use crate::dataplane::{self, Port};
 use crate::model::{self, Carried, Model, Name};
+pub use usage::{Instant, UsagePage, UsageQuery, UsageRow};
 
 /// An EIP.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -199,6 +203,28 @@ impl From<&dataplane::Verdicts> for Stats {
 
 fn by_name(counters: impl Iterator<Item = (&'static str, u64)>) -> BTreeMap<String, u64> {
     counters.map(|(name, packets)| (name.to_owned(), packets)).collect()
+}
+
+/// Packets that were dropped for one reason, of those that concern a public address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AddressDrops {
+    /// Why.
+    pub reason: String,
+    /// How many, as far as it is remembered.
+    pub packets: u64,
+    /// When the last one was (RFC 3339).
+    pub last_at: String,
+}
+
+impl From<&dataplane::AddressDrops> for AddressDrops {
+    fn from(drops: &dataplane::AddressDrops) -> Self {
+        let last_at = SystemTime::now().checked_sub(drops.last).unwrap_or(SystemTime::UNIX_EPOCH);
+        Self {
+            reason: drops.reason.name().to_owned(),
+            packets: drops.packets,
+            last_at: humantime::format_rfc3339_seconds(last_at).to_string(),
+        }
+    }
 }
 
 /// Body of `POST /v1/eips`.

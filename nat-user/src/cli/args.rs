@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::api::types::Instant;
 use crate::config::DEFAULT_SOCKET;
 use crate::model::Name;
 
@@ -28,6 +29,7 @@ pub(super) struct Cli {
 pub(super) enum Output {
     Table,
     Json,
+    Csv,
 }
 
 #[derive(Debug, Subcommand)]
@@ -61,6 +63,21 @@ pub(super) enum Command {
     /// The desired state on disk
     #[command(subcommand)]
     Store(Store),
+    /// Show what was carried for whom and when: the bill
+    Usage {
+        /// Of this public address
+        #[arg(long)]
+        eip: Option<Ipv4Addr>,
+        /// On this account
+        #[arg(long)]
+        account: Option<Name>,
+        /// Records that begin then or later: 2026-01-31T12:00:00Z, 2026-01-31, or how long ago as in 24h
+        #[arg(long, value_name = "T")]
+        from: Option<Instant>,
+        /// Records that begin earlier than that
+        #[arg(long, value_name = "T")]
+        to: Option<Instant>,
+    },
     /// Show packets by verdict, and dropped ones by reason
     Stats {
         /// Say of every counter what it means and what to do (in tables)

@@ -2,6 +2,7 @@
 
 mod args;
 mod render;
+mod usage;
 
 use std::ffi::OsString;
 use std::fs;
@@ -73,7 +74,11 @@ fn execute(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<()> {
         }
         Command::Pool(Pool::List) => {
             let pools = ask(cli, async |daemon| daemon.pools().await)?;
-            show(cli, out, &pools, |pools| render::pools(pools))
+            show_list(cli, out, &pools, render::pools)
+        }
+        Command::Usage { eip, account, from, to } => {
+            let (account, after) = (account.clone(), None);
+            usage::show(cli, types::UsageQuery { eip: *eip, account, from: *from, to: *to, after }, out)
         }
         Command::Eip(command) => eip(cli, command, out),
         Command::Vm(command) => vm(cli, command, out),
@@ -98,15 +103,25 @@ fn eip(cli: &Cli, command: &Eip, out: &mut dyn Write) -> anyhow::Result<()> {
             let released = ask(cli, async |daemon| daemon.release(*eip).await)?;
             show(cli, out, &released, |eip| format!("{} released\n", eip.eip))
         }
-        Eip::List => {
-            show(cli, out, &ask(cli, async |daemon| daemon.eips().await)?, |eips| render::eips(eips))
-        }
+        Eip::List => show_list(cli, out, &ask(cli, async |daemon| daemon.eips().await)?, render::eips),
         Eip::Show { eip } => {
-            let ask_both = async |daemon: Client| Ok((daemon.eip(*eip).await?, daemon.counters(*eip).await?));
-            let (eip, counters) = ask(cli, ask_both)?;
-            show(cli, out, &eip, |eip| render::eip(eip, &counters))
+            let (eip, counters, drops) = ask(cli, async |daemon| {
+                Ok((daemon.eip(*eip).await?, daemon.counters(*eip).await?, daemon.drops(*eip).await?))
+            })?;
+            let shown = Shown { eip, drops };
+            show(cli, out, &shown, |Shown { eip, drops }| render::eip(eip, &counters, drops))
         }
     }
+}
+
+/// What `eip show` tells programs.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    eip: types::Eip,
+    /// Absent if there are none, as in a list.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    drops: Vec<types::AddressDrops>,
 }
 
 fn vm(cli: &Cli, command: &Vm, out: &mut dyn Write) -> anyhow::Result<()> {
@@ -125,7 +140,7 @@ fn vm(cli: &Cli, command: &Vm, out: &mut dyn Write) -> anyhow::Result<()> {
             let destroyed = ask(cli, async |daemon| daemon.destroy_vm(name).await)?;
             show(cli, out, &destroyed, |vm| format!("{} destroyed\n", vm.name))
         }
-        Vm::List => show(cli, out, &ask(cli, async |daemon| daemon.vms().await)?, |vms| render::vms(vms)),
+        Vm::List => show_list(cli, out, &ask(cli, async |daemon| daemon.vms().await)?, render::vms),
     }
 }
 
@@ -201,7 +216,34 @@ fn show<T: Serialize>(
     let text = match cli.output {
         Output::Table => table(answer),
         Output::Json => serde_json::to_string(answer)? + "\n",
+        Output::Csv => csv(std::slice::from_ref(answer))?,
     };
+    put(out, &text)
+}
+
+/// Prints a list in the form that was asked for.
+fn show_list<T: Serialize>(
+    cli: &Cli,
+    out: &mut dyn Write,
+    list: &[T],
+    table: impl FnOnce(&[T]) -> String,
+) -> anyhow::Result<()> {
+    match cli.output {
+        Output::Csv => put(out, &csv(list)?),
+        _ => show(cli, out, &list, |list| table(list)),
+    }
+}
+
+/// Rows as CSV, with a header line: its names are those of the JSON.
+fn csv<T: Serialize>(rows: &[T]) -> anyhow::Result<String> {
+    let mut csv = csv::Writer::from_writer(Vec::new());
+    for row in rows {
+        csv.serialize(row).map_err(|_| anyhow!("this does not fit into lines and columns; use -o json"))?;
+    }
+    Ok(String::from_utf8(csv.into_inner()?)?)
+}
+
+fn put(out: &mut dyn Write, text: &str) -> anyhow::Result<()> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         // Whoever reads has enough: `eipnat eip list | head -1`.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

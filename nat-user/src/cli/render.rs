@@ -8,7 +8,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{DecimalBytes, HumanCount};
 use nat_common::verdict::{Punt, Reject};
 
-use crate::api::types::{Counters, Eip, EipState, Pool, Repairs, Stats, Status, Vm};
+use crate::api::types::{AddressDrops, Counters, Eip, EipState, Pool, Repairs, Stats, Status, UsageRow, Vm};
 
 pub(super) fn status(status: &Status) -> String {
     let mut facts = vec![
@@ -46,7 +46,29 @@ pub(super) fn eips(eips: &[Eip]) -> String {
     table(Some(["EIP", "STATE", "PRIVATE IP", "VM", "ACCOUNT", "POOL"]), rows, &[])
 }
 
-pub(super) fn eip(eip: &Eip, counters: &Counters) -> String {
+/// Public addresses that carried something, and what they came to in all.
+pub(super) fn usage(rows: &[UsageRow]) -> String {
+    let number = |count: u64| HumanCount(count).to_string();
+    let numbers = |row: &UsageRow| [row.in_bytes, row.in_packets, row.out_bytes, row.out_packets];
+    let cells = rows.iter().map(|row| {
+        let [in_bytes, in_packets, out_bytes, out_packets] = numbers(row).map(number);
+        let (from, to) = (row.from.to_string(), row.to.to_string());
+        let (eip, account, vm) = (row.eip.to_string(), row.account.to_string(), or_dash(row.vm.as_ref()));
+        [eip, account, vm, from, to, in_bytes, in_packets, out_bytes, out_packets]
+    });
+    let total = rows.iter().map(numbers).fold([0; 4], |mut total, numbers| {
+        total.iter_mut().zip(numbers).for_each(|(total, number)| *total += number);
+        total
+    });
+    let [in_bytes, in_packets, out_bytes, out_packets] = total.map(number);
+    let [none, dash] = [String::new(), "total".to_owned()];
+    let total =
+        [dash, none.clone(), none.clone(), none.clone(), none, in_bytes, in_packets, out_bytes, out_packets];
+    let header = ["EIP", "ACCOUNT", "VM", "FROM", "TO", "IN BYTES", "IN PACKETS", "OUT BYTES", "OUT PACKETS"];
+    table(Some(header), cells.chain((rows.len() > 1).then_some(total)), &[5, 6, 7, 8])
+}
+
+pub(super) fn eip(eip: &Eip, counters: &Counters, drops: &[AddressDrops]) -> String {
     let traffic = |bytes, packets| format!("{} in {} packets", DecimalBytes(bytes), HumanCount(packets));
     let facts = [
         ["eip", &eip.eip.to_string()],
@@ -59,7 +81,14 @@ pub(super) fn eip(eip: &Eip, counters: &Counters) -> String {
         ["out", &traffic(counters.out_bytes, counters.out_packets)],
     ]
     .map(|fact| fact.map(str::to_owned));
-    table(None, facts, &[])
+    let facts = table(None, facts, &[]);
+    if drops.is_empty() {
+        return facts;
+    }
+    let rows = drops
+        .iter()
+        .map(|drops| [drops.reason.clone(), HumanCount(drops.packets).to_string(), drops.last_at.clone()]);
+    format!("{facts}\n{}", table(Some(["DROP REASON", "PACKETS", "LAST AT"]), rows, &[1]))
 }
 
 pub(super) fn vms(vms: &[Vm]) -> String {

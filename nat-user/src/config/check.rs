@@ -11,7 +11,7 @@ use ipnet::Ipv4Net;
 
 use super::{
     Api, Config, DEFAULT_PIN_PATH, DEFAULT_RATE, DEFAULT_SOCKET, DEFAULT_STORE_PATH, Datapath, KeyError,
-    MAX_BINDINGS, Mode, raw,
+    MAX_BINDINGS, Metrics, Mode, Series, Usage, raw,
 };
 use crate::model::{Name, PoolSpec, Quota, Spec, unusable};
 
@@ -23,6 +23,10 @@ const MAX_SOCKET_PATH: usize = 107;
 const MAX_INTERFACES: usize = 64;
 /// Most CIDRs and reserved addresses of all pools together.
 const MAX_POOL_ENTRIES: usize = 1024;
+/// Shortest interval of the ledger.
+const MIN_INTERVAL: Duration = Duration::from_mins(1);
+const DAY: Duration = Duration::from_hours(24);
+const MAX_RETENTION: Duration = Duration::from_hours(3660 * 24);
 const MAX_REUSE_DELAY: Duration = Duration::from_hours(365 * 24);
 
 /// Gives the file its meaning.
@@ -36,7 +40,8 @@ pub(super) fn config(raw: raw::Raw) -> Result<Config> {
         datapath: datapath(raw.datapath, public_ip)?,
         store_path: absolute("store.path", raw.store.path, DEFAULT_STORE_PATH)?,
         api: api(raw.api)?,
-        metrics_listen: listen(raw.metrics.listen.as_deref().unwrap_or("127.0.0.1:9464"))?,
+        metrics: metrics(&raw.metrics)?,
+        usage: usage(&raw.usage)?,
         spec: Spec { pools, default_quota, quotas },
     })
 }
@@ -103,6 +108,55 @@ fn api(raw: raw::Api) -> Result<Api> {
         KeyError::new("api.rate", what)
     })?;
     Ok(Api { socket, group: raw.group, rate })
+}
+
+fn metrics(raw: &raw::Metrics) -> Result<Metrics> {
+    let series = match raw.series.as_deref() {
+        None | Some("all") => Series::All,
+        Some("active") => Series::Active,
+        Some("account") => Series::Account,
+        Some("none") => Series::None,
+        Some(other) => {
+            let what =
+                format!(r#""{other}" is no choice of series; write "all", "active", "account" or "none""#);
+            return Err(KeyError::new("metrics.series", what));
+        }
+    };
+    Ok(Metrics {
+        listen: listen(raw.listen.as_deref().unwrap_or("127.0.0.1:9464"))?,
+        series,
+        active_window: duration("metrics.active_window", raw.active_window.as_deref().unwrap_or("5m"), DAY)?,
+    })
+}
+
+fn usage(raw: &raw::Usage) -> Result<Usage> {
+    let default = Usage::default();
+    let interval = raw.interval.as_deref().map(|text| duration("usage.interval", text, DAY)).transpose()?;
+    let interval = interval.unwrap_or(default.interval);
+    if interval < MIN_INTERVAL
+        || !DAY.as_secs().is_multiple_of(interval.as_secs())
+        || interval.subsec_nanos() > 0
+    {
+        let what = format!(
+            "{} does not divide a day into whole parts of a minute or more; write it as in \"1h\"",
+            humantime::format_duration(interval)
+        );
+        return Err(KeyError::new("usage.interval", what));
+    }
+    let retention = raw.retention.as_deref().map(|text| duration("usage.retention", text, MAX_RETENTION));
+    Ok(Usage { interval, retention: retention.transpose()?.unwrap_or(default.retention) })
+}
+
+/// A duration above zero, up to `max`.
+fn duration(key: &str, text: &str, max: Duration) -> Result<Duration> {
+    let duration = humantime::parse_duration(text).ok();
+    duration.filter(|duration| !duration.is_zero() && *duration <= max).ok_or_else(|| {
+        let what = format!(
+            r#""{text}" is not a duration up to {}; write it as in "60s", "5m" or "1h""#,
+            humantime::format_duration(max)
+        );
+        KeyError::new(key, what)
+    })
 }
 
 fn listen(text: &str) -> Result<SocketAddr> {

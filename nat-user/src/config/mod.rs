@@ -12,6 +12,7 @@ mod tests;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::model::{Name, Spec};
 pub(crate) use host::group_id;
@@ -42,8 +43,10 @@ pub struct Config {
     pub store_path: PathBuf,
     /// The daemon's socket.
     pub api: Api,
-    /// Where `/metrics` is served.
-    pub metrics_listen: SocketAddr,
+    /// What `/metrics` tells, and where.
+    pub metrics: Metrics,
+    /// How the bill is kept.
+    pub usage: Usage,
     /// Where public addresses come from (at least one pool, no two of them overlapping), and who may have how many.
     pub spec: Spec,
 }
@@ -76,6 +79,45 @@ pub enum Mode {
     Native,
     /// In the kernel's generic receive path.
     Generic,
+}
+
+/// What `/metrics` tells, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metrics {
+    /// Where it is served.
+    pub listen: SocketAddr,
+    /// Whose traffic it tells.
+    pub series: Series,
+    /// How long an EIP stays active that carries nothing.
+    pub active_window: Duration,
+}
+
+/// Whose traffic `/metrics` tells. Prometheus keeps four series for each of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Series {
+    /// Every EIP's and every account's.
+    All,
+    /// That of EIPs that are active, and every account's.
+    Active,
+    /// Every account's.
+    Account,
+    /// Nobody's.
+    None,
+}
+
+/// How the bill is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// How long a record is at most; they begin anew at whole multiples of it, UTC.
+    pub interval: Duration,
+    /// How long records are kept.
+    pub retention: Duration,
+}
+
+impl Default for Usage {
+    fn default() -> Self {
+        Self { interval: Duration::from_hours(1), retention: Duration::from_hours(90 * 24) }
+    }
 }
 
 /// The daemon's socket.

@@ -18,6 +18,10 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("api.group", r#""eipnat""#),
     ("api.rate", "2000"),
     ("metrics.listen", r#""127.0.0.1:9464""#),
+    ("metrics.series", r#""all""#),
+    ("metrics.active_window", r#""5m""#),
+    ("usage.interval", r#""1h""#),
+    ("usage.retention", r#""90d""#),
     ("quota.eips", "100"),
     ("quota.vms", "100"),
     ("account[].name", r#""acme""#),
@@ -45,6 +49,7 @@ pub(super) struct Raw {
     pub(super) store: Store,
     pub(super) api: Api,
     pub(super) metrics: Metrics,
+    pub(super) usage: Usage,
     pub(super) quota: Quota,
     pub(super) account: Vec<Account>,
     pub(super) pool: Vec<Pool>,
@@ -100,6 +105,15 @@ pub(super) struct Api {
 #[serde(default, expecting = "a table")]
 pub(super) struct Metrics {
     pub(super) listen: Option<String>,
+    pub(super) series: Option<String>,
+    pub(super) active_window: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, expecting = "a table")]
+pub(super) struct Usage {
+    pub(super) interval: Option<String>,
+    pub(super) retention: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -152,7 +166,17 @@ fn unknown_key(key: &str) -> KeyError {
     let general = without_indices(key);
     let section = general.rsplit_once('.').map_or("", |(section, _)| section);
     let known: Vec<&str> = if section.is_empty() {
-        vec!["[node]", "[datapath]", "[store]", "[api]", "[metrics]", "[quota]", "[[account]]", "[[pool]]"]
+        vec![
+            "[node]",
+            "[datapath]",
+            "[store]",
+            "[api]",
+            "[metrics]",
+            "[usage]",
+            "[quota]",
+            "[[account]]",
+            "[[pool]]",
+        ]
     } else {
         let keys = EXAMPLES.iter().map(|(known, _)| *known);
         keys.filter(|known| known.rsplit_once('.').is_some_and(|(its, _)| its == section)).map(last).collect()

@@ -349,7 +349,7 @@ fn a_good_file_is_what_it_says() {
     assert_eq!(config.api.group.as_deref(), Some("root"));
     let cidrs: Vec<String> = config.spec.pools[0].cidrs.iter().map(ToString::to_string).collect();
     assert_eq!(cidrs, ["203.0.113.0/25", "203.0.113.128/25"], "ascending");
-    assert_eq!(config.spec.pools[0].reuse_delay, std::time::Duration::from_mins(1));
+    assert_eq!(config.spec.pools[0].reuse_delay, Duration::from_mins(1));
 }
 
 #[test]
@@ -363,7 +363,7 @@ fn what_is_left_out_has_a_default() {
     assert_eq!(config.node_name, explicit.node_name);
     assert_eq!(config.store_path, explicit.store_path);
     assert_eq!(config.api, Api { group: None, ..explicit.api });
-    assert_eq!(config.metrics_listen, explicit.metrics_listen);
+    assert_eq!(config.metrics, explicit.metrics);
     let datapath =
         Datapath { uplinks: vec!["eth7".into()], downlinks: vec!["eth7".into()], ..explicit.datapath };
     assert_eq!(config.datapath, Datapath { public_ip: None, ..datapath });

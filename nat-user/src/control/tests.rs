@@ -24,7 +24,11 @@ fn start_with(pool: &str, dataplane: &MemoryDataplane) -> anyhow::Result<Control
         reuse_delay: Duration::ZERO,
     };
     let spec = Spec { pools: vec![pool], ..Spec::default() };
-    Control::start(Store::in_memory(spec, dataplane.capacity()).unwrap(), Box::new(dataplane.clone()))
+    start_from(Store::in_memory(spec, dataplane.capacity()).unwrap(), dataplane)
+}
+
+fn start_from(store: Store, dataplane: &MemoryDataplane) -> anyhow::Result<Control> {
+    Control::start(store, Box::new(dataplane.clone()), config::Usage::default(), SystemTime::UNIX_EPOCH)
 }
 
 fn start(dataplane: &MemoryDataplane) -> Control {
@@ -37,7 +41,7 @@ fn execute(control: &mut Control, command: &Command) -> Result<Subject, Error> {
 
 /// What a second brings.
 fn tick(control: &mut Control) {
-    for _ in 0..control.tick(SystemTime::UNIX_EPOCH) {
+    for _ in 0..control.tick(SystemTime::UNIX_EPOCH).looks {
         control.patrol();
     }
 }
@@ -244,12 +248,12 @@ fn after_a_restore_nobody_is_billed_for_anothers_traffic() {
         state.meters[0].in_bytes = 10_000_000;
     }
     let Control { store, .. } = control;
-    let control = Control::start(store, Box::new(dataplane.clone())).unwrap();
+    let control = start_from(store, &dataplane).unwrap();
     assert_eq!(control.carried(EIP).unwrap(), Carried::default());
     // And what stands as it should goes on counting.
     dataplane.state().meters[0].in_bytes = 7;
     let Control { store, .. } = control;
-    let control = Control::start(store, Box::new(dataplane)).unwrap();
+    let control = start_from(store, &dataplane).unwrap();
     assert_eq!(control.carried(EIP).unwrap().in_bytes, 7);
 }
 

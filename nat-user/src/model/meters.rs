@@ -17,6 +17,11 @@ impl Meters {
         Self { capacity, fresh: 0, free: BTreeSet::new() }
     }
 
+    /// One more than the highest that was ever taken.
+    pub(super) const fn used(&self) -> u32 {
+        self.fresh
+    }
+
     /// Those that can be taken.
     pub(super) fn free(&self) -> impl Iterator<Item = u32> {
         self.free.iter().copied().chain(self.fresh..self.capacity)

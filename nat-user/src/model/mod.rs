@@ -16,11 +16,13 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
+use std::ops::Range;
 use std::time::SystemTime;
 
 use ipnet::Ipv4Net;
 
 use crate::dataplane::Binding;
+use crate::usage::Payer;
 pub use import::{ImportError, Line};
 use meters::Meters;
 pub use name::{Name, NameError, Target};
@@ -118,6 +120,8 @@ pub struct Model {
     vm_names: HashMap<Ipv4Addr, Name>,
     /// Every binding that the datapath has to serve, by private address.
     bound: HashMap<Ipv4Addr, Binding>,
+    /// The private address of each binding, by its meter.
+    metered: HashMap<u32, Ipv4Addr>,
     /// VMs without the public IP that they should have, in the order of their turn.
     waiting: BTreeSet<(SystemTime, Name)>,
     closing: BTreeMap<u32, Closing>,
@@ -139,6 +143,7 @@ impl Model {
             vms: BTreeMap::new(),
             vm_names: HashMap::new(),
             bound: HashMap::new(),
+            metered: HashMap::new(),
             waiting: BTreeSet::new(),
             closing: BTreeMap::new(),
             accounts: BTreeMap::new(),
@@ -198,6 +203,28 @@ impl Model {
     #[must_use]
     pub fn is_bound(&self, binding: &Binding) -> bool {
         self.bound.get(&binding.private_ip) == Some(binding)
+    }
+
+    /// On whose account the traffic of a meter goes, if a binding counts on it.
+    #[must_use]
+    pub fn payer(&self, meter: u32) -> Option<Payer> {
+        let private_ip = *self.metered.get(&meter)?;
+        let address = self.bound.get(&private_ip)?.public_ip;
+        let vm = self.vm_at(private_ip);
+        let eip = self.eips.get(&address).filter(|eip| eip.binding().is_some());
+        let account = eip.map(|eip| &eip.account).or_else(|| vm.map(|vm| &vm.account))?;
+        Some(Payer { address, account: account.clone(), vm: vm.map(|vm| vm.name.clone()) })
+    }
+
+    /// The meters in a range on which a binding counts.
+    pub fn metered(&self, meters: Range<u32>) -> impl Iterator<Item = u32> {
+        meters.filter(|meter| self.metered.contains_key(meter))
+    }
+
+    /// One more than the highest meter that was ever in use.
+    #[must_use]
+    pub const fn meters_used(&self) -> u32 {
+        self.meters.used()
     }
 
     /// How many bindings there are.
@@ -274,6 +301,7 @@ impl Model {
 
     fn bind(&mut self, binding: &Binding) -> Result<(), String> {
         self.take_meter(binding.meter)?;
+        self.metered.insert(binding.meter, binding.private_ip);
         match self.bound.insert(binding.private_ip, *binding) {
             None => Ok(()),
             Some(other) => {
@@ -298,6 +326,7 @@ impl Model {
     fn remove(&mut self, record: &Record) {
         if let Some(binding) = record.binding() {
             self.bound.remove(&binding.private_ip);
+            self.metered.remove(&binding.meter);
             self.meters.give_back(binding.meter);
         }
         match record {

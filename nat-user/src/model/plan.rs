@@ -139,6 +139,18 @@ impl Model {
         change
     }
 
+    /// What EIPs have carried is forgotten: the counters that showed it have begun anew.
+    #[must_use]
+    pub fn plan_anew(&self) -> Change {
+        let mut change = Change { is_bookkeeping: true, ..Change::nothing(Subject::Many) };
+        for eip in self.eips() {
+            let after = Eip { carried: eip.carried.map(|_| Carried::default()), ..eip.clone() };
+            change.push(Some(Record::Eip(eip.clone())), Some(Record::Eip(after)));
+        }
+        change.what = "counters of EIPs begin anew".to_owned();
+        change
+    }
+
     fn plan_allocate(&self, wanted: &Allocation, now: SystemTime) -> Result<Change, Refusal> {
         let account = wanted.account.clone().unwrap_or_else(Name::default_one);
         if let Some(there) = self.requested(&account, wanted.request.as_ref()) {

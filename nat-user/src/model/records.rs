@@ -67,12 +67,38 @@ pub struct Carried {
     pub out_packets: u64,
 }
 
+impl From<Meter> for Carried {
+    fn from(meter: Meter) -> Self {
+        Self::default().plus(meter)
+    }
+}
+
 impl Carried {
     /// With what a meter shows on top.
     #[must_use]
     pub const fn plus(self, meter: Meter) -> Self {
         let Meter { in_bytes, in_packets, out_bytes, out_packets, .. } = meter;
         self.and(Self { in_bytes, in_packets, out_bytes, out_packets })
+    }
+
+    /// Whether every count is at least the other's.
+    #[must_use]
+    pub const fn is_at_least(self, other: Self) -> bool {
+        self.in_bytes >= other.in_bytes
+            && self.in_packets >= other.in_packets
+            && self.out_bytes >= other.out_bytes
+            && self.out_packets >= other.out_packets
+    }
+
+    /// What has come since it was `earlier`.
+    #[must_use]
+    pub const fn minus(self, earlier: Self) -> Self {
+        Self {
+            in_bytes: self.in_bytes.saturating_sub(earlier.in_bytes),
+            in_packets: self.in_packets.saturating_sub(earlier.in_packets),
+            out_bytes: self.out_bytes.saturating_sub(earlier.out_bytes),
+            out_packets: self.out_packets.saturating_sub(earlier.out_packets),
+        }
     }
 
     /// With other traffic on top.

@@ -40,20 +40,20 @@ fn make_directory(directory: &Path) -> Result<(), KeyError> {
 pub struct Made {
     /// The innermost first.
     directories: Vec<PathBuf>,
-    database: Option<PathBuf>,
+    databases: Vec<PathBuf>,
 }
 
 impl Made {
-    /// Makes a new database: whole, or not there.
-    pub(super) fn create(&mut self, database: &Path) -> anyhow::Result<()> {
-        create(database).inspect_err(|_| self.remove())?;
-        self.database = Some(database.to_owned());
+    /// Makes a new database with these tables: whole, or not there.
+    pub(super) fn create(&mut self, database: &Path, tables: Tables) -> anyhow::Result<()> {
+        create(database, tables).inspect_err(|_| self.remove())?;
+        self.databases.push(database.to_owned());
         Ok(())
     }
 
     /// Removes it again: nobody has been told of it yet. More than trying cannot be done.
     pub fn remove(&self) {
-        if let Some(database) = &self.database {
+        for database in &self.databases {
             for suffix in ["", "-journal"] {
                 let _ = fs::remove_file(with_suffix(database, suffix));
             }
@@ -67,21 +67,29 @@ impl Made {
 /// Makes the directory, and sees whether a database can be there.
 pub(super) fn prepare(directory: &Path, database: &Path) -> anyhow::Result<Made> {
     let missing = directory.ancestors().take_while(|directory| !directory.exists());
-    let made = Made { directories: missing.map(Path::to_owned).collect(), database: None };
+    let made = Made { directories: missing.map(Path::to_owned).collect(), databases: Vec::new() };
     make_directory(directory)?;
-    // SQLite would take an empty file for a new database.
+    check_not_empty(database)?;
+    Ok(made)
+}
+
+/// SQLite would take an empty file for a new database.
+pub(super) fn check_not_empty(database: &Path) -> Result<(), KeyError> {
     if fs::metadata(database).is_ok_and(|file| file.len() == 0) {
         let what = format!(
             "{} is empty, so something has cut it off; put a backup in its place with `eipnat store restore FILE`, or \
              remove it to begin with nothing",
             database.display()
         );
-        return Err(KeyError::new("store.path", what).into());
+        return Err(KeyError::new("store.path", what));
     }
-    Ok(made)
+    Ok(())
 }
 
-fn create(database: &Path) -> anyhow::Result<()> {
+/// What gives a new database its tables.
+pub(super) type Tables = fn(&mut Connection) -> anyhow::Result<()>;
+
+fn create(database: &Path, tables: Tables) -> anyhow::Result<()> {
     let part = with_suffix(database, ".new");
     for suffix in ["", "-journal"] {
         remove_if_there(&with_suffix(&part, suffix))?;
@@ -89,7 +97,7 @@ fn create(database: &Path) -> anyhow::Result<()> {
     let make = || -> anyhow::Result<()> {
         let mut connection = Connection::open(&part)?;
         claim(&connection)?;
-        schema::prepare(&mut connection)?;
+        tables(&mut connection)?;
         drop(connection);
         // One that was left of a database which is gone would be played into this one.
         remove_if_there(&with_suffix(database, "-journal"))?;

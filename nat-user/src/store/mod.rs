@@ -10,16 +10,19 @@ mod files;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::path::Path;
 
 use anyhow::{Context as _, anyhow, bail};
-use rusqlite::{Connection, MAIN_DB, OptionalExtension as _, params};
+use rusqlite::{Connection, MAIN_DB, OptionalExtension as _, Transaction, params};
 
 use self::digest::Digest;
 pub use self::files::{Made, restore, write_backup};
+pub use self::usage::{Cursor, NoCursor, Query, Remembered};
 use crate::config::KeyError;
 use crate::model::{Change, Model, Record, Spec, meters};
+use crate::usage::{self as bill, Entries, Ledger, Seconds};
 
 /// The database's name in the directory of the configuration.
 pub(crate) const FILE: &str = "eipnat.db";
@@ -31,6 +34,7 @@ pub struct Store {
     model: Model,
     revision: u64,
     digest: Digest,
+    remembered: Remembered,
     made: Made,
 }
 
@@ -43,14 +47,36 @@ impl Store {
         let path = directory.join(FILE);
         let mut made = files::prepare(directory, &path)?;
         if !path.exists() {
-            made.create(&path).map_err(|error| explained(&path, error))?;
+            made.create(&path, schema::prepare).map_err(|error| explained(&path, error))?;
         }
         let open = || {
             let connection = Connection::open(&path)?;
             Self::load(connection, spec, capacity)
         };
         let store = open().map_err(|error| explained(&path, error))?;
-        Ok(Self { made, ..store })
+        let path = directory.join(usage::FILE);
+        files::check_not_empty(&path)?;
+        if !path.exists() {
+            made.create(&path, usage::make).map_err(|error| explained(&path, error))?;
+        }
+        let attach = || {
+            store.attach(&path)?;
+            usage::remembered(&store.connection)
+        };
+        let remembered = attach().map_err(|error| usage::explained(&path, error))?;
+        Ok(Self { made, remembered, ..store })
+    }
+
+    fn attach(&self, ledger: &Path) -> anyhow::Result<()> {
+        let name = ledger.to_str().context("its name is not UTF-8")?;
+        self.connection.execute("ATTACH ?1 AS ledger", [name])?;
+        self.connection.execute_batch("PRAGMA ledger.synchronous = EXTRA")?;
+        Ok(())
+    }
+
+    /// What the ledger was closed with; empty if it was asked for already.
+    pub fn take_remembered(&mut self) -> Remembered {
+        std::mem::take(&mut self.remembered)
     }
 
     /// What opening it has made, for a start that fails later.
@@ -64,7 +90,14 @@ impl Store {
     /// # Errors
     /// If there is no memory.
     pub fn in_memory(spec: Spec, capacity: u32) -> anyhow::Result<Self> {
-        Self::load(Connection::open_in_memory()?, spec, capacity)
+        let store = Self::load(Connection::open_in_memory()?, spec, capacity)?;
+        let mut ledger = Connection::open_in_memory()?;
+        usage::make(&mut ledger)?;
+        store.connection.execute_batch("ATTACH ':memory:' AS ledger")?;
+        let made = ledger.serialize(MAIN_DB)?.to_vec();
+        let mut store = store;
+        store.connection.deserialize_read_exact("ledger", made.as_slice(), made.len(), false)?;
+        Ok(store)
     }
 
     fn load(mut connection: Connection, spec: Spec, capacity: u32) -> anyhow::Result<Self> {
@@ -97,7 +130,14 @@ impl Store {
         if actual.with_revision(revision) != digest {
             bail!(Damage("its contents do not fit their checksum".to_owned()));
         }
-        let mut store = Self { connection, model, revision, digest: actual, made: Made::default() };
+        let mut store = Self {
+            connection,
+            model,
+            revision,
+            digest: actual,
+            remembered: Remembered::default(),
+            made: Made::default(),
+        };
         store.rewrite(&outdated)?;
         Ok(store)
     }
@@ -142,18 +182,63 @@ impl Store {
     /// # Errors
     /// If it cannot be written; then nothing has changed.
     pub fn commit(&mut self, change: Change) -> anyhow::Result<u64> {
-        let (revision, digest) = self.write(&change).map_err(|error| match error.sqlite_error_code() {
-            Some(rusqlite::ErrorCode::DiskFull) => anyhow!(
-                "the store's disk is full, and nothing has changed; make room and try again, the daemon goes on by itself"
-            ),
-            _ => anyhow!(error).context("the store cannot be written, and nothing has changed"),
-        })?;
+        self.commit_with(change, None)
+    }
+
+    /// The same, with entries of the ledger in the same transaction.
+    ///
+    /// # Errors
+    /// As [`Store::commit`].
+    pub fn commit_with(&mut self, change: Change, noted: Option<Noted<'_>>) -> anyhow::Result<u64> {
+        let (revision, digest) = self.write(&change, noted.as_ref()).map_err(unwritable)?;
         (self.revision, self.digest) = (revision, digest);
         self.model.apply(change);
         Ok(revision)
     }
 
-    fn write(&mut self, change: &Change) -> rusqlite::Result<(u64, Digest)> {
+    /// Writes entries of the ledger down, and changes nothing else.
+    ///
+    /// # Errors
+    /// As [`Store::commit`].
+    pub fn note(&mut self, noted: &Noted<'_>) -> anyhow::Result<()> {
+        let mut write = || -> rusqlite::Result<()> {
+            let transaction = self.connection.transaction()?;
+            noted.write(&transaction)?;
+            transaction.commit()
+        };
+        write().map_err(unwritable)
+    }
+
+    /// Where a look at the ledger's records begins that have ended.
+    ///
+    /// # Errors
+    /// If they cannot be read, or are damaged.
+    pub fn records_from(&self, query: &Query) -> anyhow::Result<Cursor> {
+        usage::cursor(&self.connection, query).context("the ledger cannot be read")
+    }
+
+    /// Some of the records that are asked for, and where those after them begin.
+    ///
+    /// # Errors
+    /// As [`Store::records_from`].
+    pub fn some_records(
+        &self,
+        query: &Query,
+        from: Cursor,
+        limit: u32,
+    ) -> anyhow::Result<(Vec<bill::Record>, Option<Cursor>)> {
+        usage::some(&self.connection, query, from, limit).context("the ledger cannot be read")
+    }
+
+    /// Removes some of the records that began before a time; says whether there may be more.
+    ///
+    /// # Errors
+    /// As [`Store::commit`].
+    pub fn forget_records(&mut self, before: Seconds, limit: u32) -> anyhow::Result<bool> {
+        usage::forget(&mut self.connection, before, limit).map_err(unwritable)
+    }
+
+    fn write(&mut self, change: &Change, noted: Option<&Noted<'_>>) -> rusqlite::Result<(u64, Digest)> {
         let revision = self.revision + u64::from(!change.is_bookkeeping());
         let mut digest = self.digest;
         let transaction = self.connection.transaction()?;
@@ -188,6 +273,7 @@ impl Store {
         if changed != 1 {
             return Err(rusqlite::Error::StatementChangedRows(changed));
         }
+        noted.map_or(Ok(()), |noted| noted.write(&transaction))?;
         transaction.commit()?;
         Ok((revision, digest))
     }
@@ -199,6 +285,34 @@ impl Store {
     pub fn backup(&mut self) -> anyhow::Result<Vec<u8>> {
         let copy = self.connection.serialize(MAIN_DB).context("the store cannot be copied")?;
         Ok(copy.to_vec())
+    }
+}
+
+/// What a commit writes in the ledger.
+#[derive(Debug)]
+pub struct Noted<'a> {
+    /// The entries.
+    pub entries: &'a Entries,
+    /// The ledger that they are of, as it was before.
+    pub ledger: &'a Ledger,
+    /// Of which meters it speaks: [`Dataplane::meters_id`](crate::dataplane::Dataplane::meters_id).
+    pub meters: [u8; 16],
+    /// Now.
+    pub at: Seconds,
+}
+
+impl Noted<'_> {
+    fn write(&self, transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+        usage::write(transaction, self.entries, self.ledger, &self.meters, self.at)
+    }
+}
+
+fn unwritable(error: rusqlite::Error) -> anyhow::Error {
+    match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DiskFull) => anyhow!(
+            "the store's disk is full, and nothing has changed; make room and try again, the daemon goes on by itself"
+        ),
+        _ => anyhow!(error).context("the store cannot be written, and nothing has changed"),
     }
 }
 

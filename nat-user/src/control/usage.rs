@@ -1,0 +1,255 @@
+//! The bill, kept up while time passes.
+
+use std::time::{Duration, SystemTime};
+
+use log::warn;
+
+use super::Control;
+use crate::config;
+use crate::dataplane::Dataplane;
+use crate::model::{Carried, Change, Closing, Record};
+use crate::store::{Cursor, Noted, Query, Remembered, Store};
+use crate::usage::{self, Entries, Ledger, Payer, seconds};
+
+/// How often everything is written down that the meters show.
+const FLUSH: Duration = Duration::from_secs(10);
+
+/// How many meters are looked at without letting others have their turn.
+const PART: u32 = 4096;
+
+/// How many records are removed, or read, at a time.
+const AT_ONCE: u32 = 4096;
+
+/// The ledger, and what it is kept by.
+#[derive(Debug)]
+pub(super) struct Bill {
+    pub(super) ledger: Ledger,
+    /// Of which meters it speaks.
+    meters: [u8; 16],
+    config: config::Usage,
+    /// When it is to be written the next time.
+    due: SystemTime,
+    /// When everything had been written the last time.
+    flushed: Option<SystemTime>,
+}
+
+/// Whom records are asked for that are under way, and how far the others were read.
+pub(super) type Page = (Vec<usage::Record>, Option<Cursor>);
+
+impl Bill {
+    /// Takes the ledger up that a store remembers. The datapath has the meters as an earlier daemon has left them.
+    pub(super) fn take_up(
+        store: &mut Store,
+        dataplane: &dyn Dataplane,
+        config: config::Usage,
+        now: SystemTime,
+    ) -> anyhow::Result<Self> {
+        let Remembered { meters, at, open, readings, accounts } = store.take_remembered();
+        let mut ledger = Ledger::new(config.interval, now);
+        ledger.take_up(open.iter().map(|(meter, open, _)| (*meter, *open)), readings, accounts);
+        let mut bill = Self { ledger, meters: dataplane.meters_id(), config, due: now, flushed: None };
+        let mut entries = Entries::default();
+        if meters != bill.meters {
+            bill.ledger.end_all(&mut entries, at, open);
+            if meters.is_empty() {
+                bill.leave_out(&mut entries, store, dataplane)?;
+            } else {
+                // Prometheus takes a counter that goes back for one that has begun at zero, so it had better.
+                store.commit(store.model().plan_anew())?;
+                let at = humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_secs(at));
+                warn!(
+                    "the counters have begun anew, as after a restart of the machine: what was carried between {at}, when \
+                     the ledger was written last, and their end is on no bill"
+                );
+            }
+        } else {
+            for (meter, _, payer) in open {
+                if payer_of(store, meter).as_ref() != Some(&payer) {
+                    // A backup of the state was put back. What has been counted since was counted for whom it was before.
+                    let reading = read(dataplane, &[meter])?[0];
+                    bill.ledger.end(&mut entries, meter, reading, now, &payer, false);
+                }
+            }
+        }
+        bill.note(store, entries, now)?;
+        Ok(bill)
+    }
+
+    /// A new ledger begins with what is carried from now on: the rest may be on another one, which was taken away.
+    fn leave_out(
+        &self,
+        entries: &mut Entries,
+        store: &Store,
+        dataplane: &dyn Dataplane,
+    ) -> anyhow::Result<()> {
+        let meters: Vec<u32> = store.model().metered(0..store.model().meters_used()).collect();
+        let before = entries.readings.len();
+        for (meter, reading) in meters.iter().zip(read(dataplane, &meters)?) {
+            self.ledger.leave_out(entries, *meter, reading);
+        }
+        if entries.readings.len() > before {
+            warn!("the ledger is new: what the counters show already is not on it");
+        }
+        Ok(())
+    }
+
+    /// Writes entries down, and then shows them.
+    pub(super) fn note(
+        &mut self,
+        store: &mut Store,
+        entries: Entries,
+        now: SystemTime,
+    ) -> anyhow::Result<()> {
+        if !entries.is_empty() {
+            store.note(&self.noted(&entries, now))?;
+        }
+        self.ledger.apply(entries);
+        Ok(())
+    }
+
+    pub(super) fn noted<'a>(&'a self, entries: &'a Entries, now: SystemTime) -> Noted<'a> {
+        Noted { entries, ledger: &self.ledger, meters: self.meters, at: seconds(now) }
+    }
+}
+
+fn payer_of(store: &Store, meter: u32) -> Option<Payer> {
+    let closing = || store.model().closing().find(|closing| closing.meter == meter).map(payer_of_closing);
+    store.model().payer(meter).or_else(closing)
+}
+
+pub(super) fn payer_of_closing(closing: &Closing) -> Payer {
+    Payer { address: closing.address, account: closing.account.clone(), vm: closing.vm.clone() }
+}
+
+fn read(dataplane: &dyn Dataplane, meters: &[u32]) -> anyhow::Result<Vec<Carried>> {
+    Ok(dataplane.meters(meters)?.into_iter().map(Carried::from).collect())
+}
+
+impl Control {
+    /// Commits a change with what it means for the bill: new meters begin, and where a VM gets its name while its address is
+    /// bound, the record of that splits.
+    pub(super) fn commit(&mut self, change: Change, now: SystemTime) -> anyhow::Result<u64> {
+        let mut entries = Entries::default();
+        for meter in change.new_meters() {
+            self.bill.ledger.begin(&mut entries, meter, now);
+        }
+        for edit in change.edits() {
+            let (None, Some(Record::Vm(vm))) = (&edit.before, &edit.after) else { continue };
+            let eip = self.model().eip_of(vm.private_ip);
+            let Some(meter) = eip.and_then(|eip| eip.attached).map(|attached| attached.meter) else {
+                continue;
+            };
+            if let Some(payer) = self.model().payer(meter) {
+                let reading = read(&*self.dataplane, &[meter])?[0];
+                self.bill.ledger.end(&mut entries, meter, reading, now, &payer, false);
+            }
+        }
+        self.commit_with(change, entries, now)
+    }
+
+    /// Commits a change and entries of the ledger, both or neither.
+    pub(super) fn commit_with(
+        &mut self,
+        change: Change,
+        entries: Entries,
+        now: SystemTime,
+    ) -> anyhow::Result<u64> {
+        let noted = self.bill.noted(&entries, now);
+        let revision = self.store.commit_with(change, Some(noted))?;
+        self.bill.ledger.apply(entries);
+        Ok(revision)
+    }
+
+    /// In how many parts the bill is to be written, if it is time: see [`Control::flush`].
+    pub(super) fn flushes(&mut self, now: SystemTime) -> u32 {
+        // A clock that was set back must not put it off.
+        let is_due = now >= self.bill.due || self.bill.due > now + FLUSH;
+        if !is_due {
+            return 0;
+        }
+        let seconds = self.bill.config.interval.as_secs();
+        let next = Duration::from_secs((usage::seconds(now) / seconds + 1) * seconds);
+        self.bill.due = (now + FLUSH).min(SystemTime::UNIX_EPOCH + next);
+        self.flush_parts()
+    }
+
+    /// In how many parts the bill is written.
+    #[must_use]
+    pub fn flush_parts(&self) -> u32 {
+        // One at least, so that it is known when there was nothing to write.
+        self.model().meters_used().div_ceil(PART).max(1)
+    }
+
+    /// Writes a part of the bill: what some meters show.
+    pub fn flush(&mut self, part: u32, now: SystemTime) {
+        let is_last = part + 1 >= self.flush_parts();
+        let flushed =
+            self.try_flush(part, now).and_then(|()| if is_last { self.forget_records(now) } else { Ok(()) });
+        match flushed {
+            Ok(()) if is_last => self.bill.flushed = Some(now),
+            Ok(()) => {}
+            Err(error) => warn!("the bill cannot be written, and is tried again: {error:#}"),
+        }
+    }
+
+    fn try_flush(&mut self, part: u32, now: SystemTime) -> anyhow::Result<()> {
+        let meters: Vec<u32> = self.model().metered(part * PART..(part + 1) * PART).collect();
+        let mut entries = Entries::default();
+        for (meter, reading) in meters.iter().copied().zip(read(&*self.dataplane, &meters)?) {
+            let payer = || self.model().payer(meter);
+            self.bill.ledger.account(&mut entries, meter, reading, now, payer);
+        }
+        self.bill.note(&mut self.store, entries, now)
+    }
+
+    /// Removes records that are too old; more of them the next time.
+    fn forget_records(&mut self, now: SystemTime) -> anyhow::Result<()> {
+        let before = now.checked_sub(self.bill.config.retention).map_or(0, seconds);
+        self.store.forget_records(before, AT_ONCE).map(drop)
+    }
+
+    /// When the bill was written the last time, everything that the meters showed.
+    #[must_use]
+    pub const fn flushed(&self) -> Option<SystemTime> {
+        self.bill.flushed
+    }
+
+    /// Whether an EIP's meter has counted anything within the window.
+    #[must_use]
+    pub fn is_active(&self, meter: u32, reading: Carried, since: SystemTime) -> bool {
+        self.bill.ledger.is_active(meter, since) || self.bill.ledger.reading(meter) != reading
+    }
+
+    /// The records under way that are asked for, as they would stand if they ended now, and where those begin that have
+    /// ended.
+    ///
+    /// # Errors
+    /// If the ledger or the datapath cannot be read.
+    pub fn usage(&self, query: &Query, now: SystemTime) -> anyhow::Result<Page> {
+        let cursor = self.store.records_from(query)?;
+        let model = self.model();
+        let metered: Vec<(u32, Payer)> = model
+            .metered(0..model.meters_used())
+            .filter_map(|meter| Some((meter, model.payer(meter)?)))
+            .filter(|(_, payer)| query.is_about(payer))
+            .collect();
+        let closing = model.closing().map(|closing| (closing.meter, payer_of_closing(closing)));
+        let all: Vec<(u32, Payer)> =
+            metered.into_iter().chain(closing.filter(|(_, payer)| query.is_about(payer))).collect();
+        let meters: Vec<u32> = all.iter().map(|(meter, _)| *meter).collect();
+        let readings = read(&*self.dataplane, &meters)?;
+        let records = all
+            .into_iter()
+            .zip(readings)
+            .filter_map(|((meter, payer), reading)| self.bill.ledger.under_way(meter, reading, now, payer));
+        Ok((records.filter(|record| query.wants(record)).collect(), Some(cursor)))
+    }
+
+    /// Some of the records that have ended, and where those after them begin.
+    ///
+    /// # Errors
+    /// If the ledger cannot be read.
+    pub fn ended_usage(&self, query: &Query, from: Cursor) -> anyhow::Result<Page> {
+        self.store.some_records(query, from, AT_ONCE)
+    }
+}

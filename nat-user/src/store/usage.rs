@@ -1,0 +1,465 @@
+//! The ledger on disk: a database of its own, so that putting an older state back does not take bills back, attached to the
+//! one of the state, so that one transaction writes to both.
+//!
+//! Records and what else is remembered carry checksums of their own: SQLite does not notice a byte that the disk has
+//! changed. For each interval in which records begin their number and the sum of their checksums are kept, so that a
+//! missing one is noticed as well when a whole range is read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::str::FromStr;
+
+use anyhow::{anyhow, bail, ensure};
+use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Row, Transaction, params};
+use twox_hash::XxHash3_128;
+
+use super::Damage;
+use crate::config::KeyError;
+use crate::model::{Carried, Name};
+use crate::usage::{Entries, Ledger, Open, Payer, Record, Seconds};
+
+/// The database's name in the directory of the configuration.
+pub(super) const FILE: &str = "usage.db";
+
+/// What tells the ledger from any other database (`PRAGMA application_id`): "eipu".
+const APPLICATION: i32 = 0x6569_7075;
+
+/// `PRAGMA user_version`.
+const VERSION: i64 = 1;
+
+/// How many readings are in a row: as many as fit on a page of the database.
+const CHUNK: u32 = 120;
+
+/// Most records of a query that are counted before they are read.
+const CHECKED: i64 = 200_000;
+
+/// How long the ranges are whose records are counted, in seconds.
+const RANGE: Seconds = 3600;
+
+/// Makes the tables of a new ledger.
+pub(super) fn make(connection: &mut Connection) -> anyhow::Result<()> {
+    let transaction = connection.transaction()?;
+    transaction.execute_batch(
+        "CREATE TABLE usage (id INTEGER PRIMARY KEY, address TEXT NOT NULL, account TEXT NOT NULL, vm TEXT, \
+             begin INTEGER NOT NULL, end INTEGER NOT NULL, in_bytes INTEGER NOT NULL, in_packets INTEGER NOT NULL, \
+             out_bytes INTEGER NOT NULL, out_packets INTEGER NOT NULL, sum INTEGER NOT NULL) STRICT;
+         CREATE INDEX by_time ON usage (begin);
+         CREATE INDEX by_address ON usage (address, begin);
+         CREATE INDEX by_account ON usage (account, begin);
+         CREATE TABLE range (begin INTEGER PRIMARY KEY, records INTEGER NOT NULL, sum INTEGER NOT NULL) STRICT;
+         CREATE TABLE open (meter INTEGER PRIMARY KEY, address TEXT NOT NULL, account TEXT NOT NULL, vm TEXT, \
+             begin INTEGER NOT NULL, in_bytes INTEGER NOT NULL, in_packets INTEGER NOT NULL, \
+             out_bytes INTEGER NOT NULL, out_packets INTEGER NOT NULL, sum INTEGER NOT NULL) STRICT;
+         CREATE TABLE reading (chunk INTEGER PRIMARY KEY, readings BLOB NOT NULL, sum INTEGER NOT NULL) STRICT;
+         CREATE TABLE account (account TEXT PRIMARY KEY, in_bytes INTEGER NOT NULL, in_packets INTEGER NOT NULL, \
+             out_bytes INTEGER NOT NULL, out_packets INTEGER NOT NULL, sum INTEGER NOT NULL) WITHOUT ROWID, STRICT;
+         CREATE TABLE head (meters BLOB NOT NULL, at INTEGER NOT NULL) STRICT;
+         INSERT INTO head VALUES (x'', 0);",
+    )?;
+    transaction.pragma_update(None, "application_id", APPLICATION)?;
+    transaction.pragma_update(None, "user_version", VERSION)?;
+    Ok(transaction.commit()?)
+}
+
+/// What a ledger was closed with.
+#[derive(Debug, Default)]
+pub struct Remembered {
+    /// Of which meters it speaks: [`Dataplane::meters_id`](crate::dataplane::Dataplane::meters_id). Empty if of none.
+    pub meters: Vec<u8>,
+    /// When it was written last.
+    pub at: Seconds,
+    /// The records that were under way.
+    pub open: Vec<(u32, Open, Payer)>,
+    /// How much of each meter was accounted for.
+    pub readings: Vec<(u32, Carried)>,
+    /// What every account's records came to since those meters began at zero.
+    pub accounts: Vec<(Name, Carried)>,
+}
+
+/// Reads what the attached ledger remembers.
+pub(super) fn remembered(connection: &Connection) -> anyhow::Result<Remembered> {
+    let application: i32 = connection.query_row("PRAGMA ledger.application_id", [], |row| row.get(0))?;
+    let version: i64 = connection.query_row("PRAGMA ledger.user_version", [], |row| row.get(0))?;
+    ensure!(application == APPLICATION, Damage("it is another program's database".to_owned()));
+    ensure!(version == VERSION, Damage(format!("a newer eipnat made it (schema {version}); run that one")));
+    let head = connection
+        .query_row("SELECT meters, at FROM ledger.head", [], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)));
+    let (meters, at) = head.optional()?.ok_or_else(|| anyhow!(Damage("it has no head".to_owned())))?;
+    Ok(Remembered {
+        meters,
+        at: at.cast_unsigned(),
+        open: open(connection)?,
+        readings: readings(connection)?,
+        accounts: accounts(connection)?,
+    })
+}
+
+fn open(connection: &Connection) -> anyhow::Result<Vec<(u32, Open, Payer)>> {
+    let mut rows = connection.prepare(
+        "SELECT address, account, vm, begin, meter, in_bytes, in_packets, out_bytes, out_packets, sum FROM ledger.open",
+    )?;
+    let mut rows = rows.query([])?;
+    let mut open = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (payer, begin, meter, base) = fields(row)?;
+        let meter = u32::try_from(meter).map_err(|_| anyhow!(Damage(format!("meter {meter}"))))?;
+        open.push((meter, Open { begin, base }, payer));
+    }
+    Ok(open)
+}
+
+fn accounts(connection: &Connection) -> anyhow::Result<Vec<(Name, Carried)>> {
+    let mut rows = connection
+        .prepare("SELECT account, in_bytes, in_packets, out_bytes, out_packets, sum FROM ledger.account")?;
+    let mut rows = rows.query([])?;
+    let mut accounts = Vec::new();
+    while let Some(row) = rows.next()? {
+        let account: String = row.get(0)?;
+        let carried = counts(row, 1)?;
+        let name = account.parse().ok().filter(|_| row.get(5) == Ok(account_sum(&account, carried)));
+        accounts.push((name.ok_or_else(|| anyhow!(Damage(format!("account {account:?}"))))?, carried));
+    }
+    Ok(accounts)
+}
+
+fn account_sum(account: &str, carried: Carried) -> i64 {
+    hash(&[format!("{account} {carried:?}").as_bytes()])
+}
+
+fn readings(connection: &Connection) -> anyhow::Result<Vec<(u32, Carried)>> {
+    let mut rows = connection.prepare("SELECT chunk, readings, sum FROM ledger.reading")?;
+    let mut rows = rows.query([])?;
+    let mut readings = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (chunk, blob, sum): (u32, Vec<u8>, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let (numbers, _) = blob.as_chunks();
+        let numbers: Vec<u64> = numbers.iter().copied().map(u64::from_ne_bytes).collect();
+        ensure!(
+            sum == hash(&[chunk.to_string().as_bytes(), &blob]) && numbers.len() == 4 * CHUNK as usize,
+            Damage(format!("readings from {} on", chunk * CHUNK))
+        );
+        let carried =
+            numbers.chunks_exact(4).map(|numbers| carried([numbers[0], numbers[1], numbers[2], numbers[3]]));
+        readings.extend((chunk * CHUNK..).zip(carried).filter(|(_, reading)| *reading != Carried::default()));
+    }
+    Ok(readings)
+}
+
+/// Writes entries down.
+pub(super) fn write(
+    transaction: &Transaction<'_>,
+    entries: &Entries,
+    ledger: &Ledger,
+    meters: &[u8],
+    at: Seconds,
+) -> rusqlite::Result<()> {
+    if entries.is_empty() {
+        return Ok(());
+    }
+    write_records(transaction, &entries.records)?;
+    let mut put = transaction
+        .prepare("INSERT OR REPLACE INTO ledger.open VALUES (?5, ?1, ?2, ?3, ?4, ?6, ?7, ?8, ?9, ?10)")?;
+    let mut delete = transaction.prepare("DELETE FROM ledger.open WHERE meter = ?1")?;
+    for (meter, open) in &entries.open {
+        let Some((Open { begin, base }, payer)) = open else {
+            delete.execute([meter])?;
+            continue;
+        };
+        let sum = sum(payer, *begin, (*meter).into(), *base);
+        put.execute(params![
+            payer.address.to_string(),
+            payer.account.as_str(),
+            payer.vm.as_ref().map(Name::as_str),
+            begin.cast_signed(),
+            meter,
+            base.in_bytes.cast_signed(),
+            base.in_packets.cast_signed(),
+            base.out_bytes.cast_signed(),
+            base.out_packets.cast_signed(),
+            sum
+        ])?;
+    }
+    write_readings(transaction, entries, ledger)?;
+    write_accounts(transaction, entries, ledger)?;
+    transaction.execute("UPDATE ledger.head SET meters = ?1, at = ?2", params![meters, at.cast_signed()])?;
+    Ok(())
+}
+
+fn write_records(transaction: &Transaction<'_>, records: &[Record]) -> rusqlite::Result<()> {
+    let mut insert = transaction
+        .prepare("INSERT INTO ledger.usage VALUES (NULL, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?;
+    let mut ranges = BTreeMap::<Seconds, (i64, i64)>::new();
+    for Record { payer, begin, end, carried } in records {
+        let sum = sum(payer, *begin, *end, *carried);
+        insert.execute(params![
+            payer.address.to_string(),
+            payer.account.as_str(),
+            payer.vm.as_ref().map(Name::as_str),
+            begin.cast_signed(),
+            end.cast_signed(),
+            carried.in_bytes.cast_signed(),
+            carried.in_packets.cast_signed(),
+            carried.out_bytes.cast_signed(),
+            carried.out_packets.cast_signed(),
+            sum
+        ])?;
+        let (count, all) = ranges.entry(begin - begin % RANGE).or_default();
+        (*count, *all) = (*count + 1, all.wrapping_add(sum));
+    }
+    let mut noted = transaction.prepare("SELECT records, sum FROM ledger.range WHERE begin = ?1")?;
+    let mut put = transaction.prepare("INSERT OR REPLACE INTO ledger.range VALUES (?1, ?2, ?3)")?;
+    for (begin, (count, more)) in ranges {
+        let begin = begin.cast_signed();
+        let noted = noted.query_row([begin], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)));
+        let (records, sum) = noted.optional()?.unwrap_or_default();
+        put.execute(params![begin, records + count, sum.wrapping_add(more)])?;
+    }
+    Ok(())
+}
+
+fn write_readings(transaction: &Transaction<'_>, entries: &Entries, ledger: &Ledger) -> rusqlite::Result<()> {
+    let chunks: BTreeSet<u32> = entries.readings.keys().map(|meter| meter / CHUNK).collect();
+    let mut put = transaction.prepare("INSERT OR REPLACE INTO ledger.reading VALUES (?1, ?2, ?3)")?;
+    for chunk in chunks {
+        let meters = (chunk * CHUNK..).take(CHUNK as usize);
+        let readings = meters
+            .map(|meter| entries.readings.get(&meter).copied().unwrap_or_else(|| ledger.reading(meter)));
+        let blob: Vec<u8> = readings
+            .flat_map(|Carried { in_bytes, in_packets, out_bytes, out_packets }| {
+                [in_bytes, in_packets, out_bytes, out_packets].map(u64::to_ne_bytes).concat()
+            })
+            .collect();
+        let sum = hash(&[chunk.to_string().as_bytes(), &blob]);
+        put.execute(params![chunk, blob, sum])?;
+    }
+    Ok(())
+}
+
+fn write_accounts(transaction: &Transaction<'_>, entries: &Entries, ledger: &Ledger) -> rusqlite::Result<()> {
+    if entries.is_anew() {
+        return transaction.execute("DELETE FROM ledger.account", []).map(drop);
+    }
+    let mut more = BTreeMap::<&Name, Carried>::new();
+    for Record { payer, carried, .. } in &entries.records {
+        let sum = more.entry(&payer.account).or_default();
+        *sum = sum.and(*carried);
+    }
+    let mut put =
+        transaction.prepare("INSERT OR REPLACE INTO ledger.account VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
+    for (account, more) in more {
+        let carried = ledger.accounts().get(account).copied().unwrap_or_default().and(more);
+        put.execute(params![
+            account.as_str(),
+            carried.in_bytes.cast_signed(),
+            carried.in_packets.cast_signed(),
+            carried.out_bytes.cast_signed(),
+            carried.out_packets.cast_signed(),
+            account_sum(account.as_str(), carried)
+        ])?;
+    }
+    Ok(())
+}
+
+/// Which records are asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Query {
+    /// Those of this public address.
+    pub eip: Option<Ipv4Addr>,
+    /// Those that this account pays for.
+    pub account: Option<Name>,
+    /// Those that begin then or later.
+    pub from: Seconds,
+    /// Those that begin earlier than that; without it, up to now.
+    pub to: Option<Seconds>,
+}
+
+impl Query {
+    /// Whether it is asked for records of a payer.
+    #[must_use]
+    pub fn is_about(&self, payer: &Payer) -> bool {
+        self.eip.is_none_or(|eip| eip == payer.address)
+            && self.account.as_ref().is_none_or(|account| *account == payer.account)
+    }
+
+    /// Whether it is asked for a record.
+    #[must_use]
+    pub fn wants(&self, record: &Record) -> bool {
+        self.is_about(&record.payer)
+            && self.from <= record.begin
+            && self.to.is_none_or(|to| record.begin < to)
+    }
+}
+
+/// How far a row of readings has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// Records that were written later are not among it.
+    last: i64,
+    /// When the last one began that was read, and its place.
+    after: (i64, i64),
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.last, self.after.0, self.after.1)
+    }
+}
+
+/// A text that is no [`Cursor`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is nothing to go on from; use the `next` of the page before")]
+pub struct NoCursor(String);
+
+impl FromStr for Cursor {
+    type Err = NoCursor;
+
+    fn from_str(text: &str) -> Result<Self, NoCursor> {
+        let numbers: Vec<i64> = text.split('.').filter_map(|number| number.parse().ok()).collect();
+        match numbers[..] {
+            [last, begin, id] => Ok(Self { last, after: (begin, id) }),
+            _ => Err(NoCursor(text.to_owned())),
+        }
+    }
+}
+
+/// Where a row of readings begins. Looks whether any record is missing, if there are not too many.
+pub(super) fn cursor(connection: &Connection, query: &Query) -> anyhow::Result<Cursor> {
+    check(connection, query)?;
+    let last = connection.query_row("SELECT coalesce(max(id), 0) FROM ledger.usage", [], |row| row.get(0))?;
+    Ok(Cursor { last, after: (-1, 0) })
+}
+
+/// Some of the records that have ended and that are asked for, by their beginnings, and where those after them begin.
+pub(super) fn some(
+    connection: &Connection,
+    query: &Query,
+    Cursor { last, mut after }: Cursor,
+    limit: u32,
+) -> anyhow::Result<(Vec<Record>, Option<Cursor>)> {
+    let filter = match query {
+        Query { eip: Some(_), .. } => "AND address = ?5",
+        Query { account: Some(_), .. } => "AND account = ?5",
+        _ => "AND ?5 IS NULL",
+    };
+    let by = query.eip.map(|eip| eip.to_string()).or_else(|| query.account.as_ref().map(ToString::to_string));
+    let mut rows = connection.prepare(&format!(
+        "SELECT address, account, vm, begin, end, in_bytes, in_packets, out_bytes, out_packets, sum, id \
+         FROM ledger.usage WHERE begin >= ?1 AND begin < ?2 AND (begin, id) > (?3, ?4) {filter} \
+         ORDER BY begin, id LIMIT ?6"
+    ))?;
+    let begin = query.from.cast_signed().max(after.0);
+    let to = query.to.map_or(i64::MAX, u64::cast_signed);
+    let mut rows = rows.query(params![begin, to, after.0, after.1, by, limit])?;
+    let (mut records, mut read) = (Vec::new(), 0);
+    while let Some(row) = rows.next()? {
+        read += 1;
+        let (payer, begin, end, carried) = fields(row)?;
+        after = (begin.cast_signed(), row.get(10)?);
+        let record = Record { payer, begin, end: end.cast_unsigned(), carried };
+        if after.1 <= last && query.wants(&record) {
+            records.push(record);
+        }
+    }
+    Ok((records, (read == limit).then_some(Cursor { last, after })))
+}
+
+/// Compares the records that begin in the ranges of a query with what was noted when they were written.
+fn check(connection: &Connection, query: &Query) -> anyhow::Result<()> {
+    let from = query.from - query.from % RANGE;
+    let to = query.to.map_or(i64::MAX, u64::cast_signed);
+    let (from, to) = (from.cast_signed(), to);
+    let mut noted = connection.prepare(
+        "SELECT begin, records, sum FROM ledger.range WHERE begin >= ?1 AND begin < ?2 ORDER BY begin",
+    )?;
+    let noted = noted.query_map([from, to], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    let noted: Vec<(i64, i64, i64)> = noted.collect::<Result<_, _>>()?;
+    if noted.iter().map(|(_, records, _)| records).sum::<i64>() > CHECKED {
+        return Ok(());
+    }
+    let mut sums = connection.prepare("SELECT sum FROM ledger.usage WHERE begin >= ?1 AND begin < ?2")?;
+    for (begin, records, sum) in noted {
+        let (mut actual, mut count) = (0_i64, 0);
+        let mut rows = sums.query([begin, begin + RANGE.cast_signed()])?;
+        while let Some(row) = rows.next()? {
+            (actual, count) = (actual.wrapping_add(row.get(0)?), count + 1);
+        }
+        if (actual, count) != (sum, records) {
+            bail!(Damage(format!("{count} of {records} records are there of the hour from {begin} s on")));
+        }
+    }
+    Ok(())
+}
+
+/// Removes some of the records that have ended before a time; says whether there may be more.
+pub(super) fn forget(connection: &mut Connection, before: Seconds, limit: u32) -> rusqlite::Result<bool> {
+    // Whole ranges, or they would not add up any more.
+    let before = (before - before % RANGE).cast_signed();
+    let transaction = connection.transaction()?;
+    let removed = transaction.execute(
+        "DELETE FROM ledger.usage WHERE id IN (SELECT id FROM ledger.usage WHERE begin < ?1 LIMIT ?2)",
+        params![before, limit],
+    )?;
+    // What is only partly there is not to be looked at any more.
+    transaction.execute("DELETE FROM ledger.range WHERE begin < ?1", [before])?;
+    transaction.commit()?;
+    Ok(removed == limit as usize)
+}
+
+/// Address, account, VM, beginning, a number, and counts: of a row that begins so, and whose tenth column is its checksum.
+fn fields(row: &Row<'_>) -> anyhow::Result<(Payer, Seconds, i64, Carried)> {
+    let damaged = |what: &str| anyhow!(Damage(format!("a record's {what}")));
+    let (address, account, vm): (String, String, Option<String>) = (row.get(0)?, row.get(1)?, row.get(2)?);
+    let payer = Payer {
+        address: address.parse().map_err(|_| damaged("address"))?,
+        account: account.parse().map_err(|_| damaged("account"))?,
+        vm: vm.map(|vm| vm.parse()).transpose().map_err(|_| damaged("VM"))?,
+    };
+    let (begin, number): (i64, i64) = (row.get(3)?, row.get(4)?);
+    let (begin, carried) = (begin.cast_unsigned(), counts(row, 5)?);
+    if sum(&payer, begin, number.cast_unsigned(), carried) != row.get::<_, i64>(9)? {
+        return Err(damaged(&format!("checksum, of {address} from {begin} s on")));
+    }
+    Ok((payer, begin, number, carried))
+}
+
+/// Counts in a row from a column on.
+fn counts(row: &Row<'_>, from: usize) -> rusqlite::Result<Carried> {
+    let mut numbers = [0; 4];
+    for (at, number) in (from..).zip(&mut numbers) {
+        *number = row.get::<_, i64>(at)?.cast_unsigned();
+    }
+    Ok(carried(numbers))
+}
+
+const fn carried([in_bytes, in_packets, out_bytes, out_packets]: [u64; 4]) -> Carried {
+    Carried { in_bytes, in_packets, out_bytes, out_packets }
+}
+
+fn sum(payer: &Payer, begin: Seconds, number: u64, carried: Carried) -> i64 {
+    let Payer { address, account, vm } = payer;
+    let vm = vm.as_ref().map_or("", Name::as_str);
+    hash(&[format!("{address} {account} {vm} {begin} {number} {carried:?}").as_bytes()])
+}
+
+fn hash(parts: &[&[u8]]) -> i64 {
+    let [half, _]: [i64; 2] = bytemuck::cast(XxHash3_128::oneshot(&parts.concat()));
+    half
+}
+
+/// Says what to do about a ledger that cannot be used.
+pub(super) fn explained(path: &Path, error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref().and_then(rusqlite::Error::sqlite_error_code) {
+        Some(
+            ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::CannotOpen | ErrorCode::DiskFull,
+        ) => super::explained(path, error),
+        _ => {
+            let what = format!(
+                "{} is damaged ({error:#}) and nothing was changed; move it elsewhere, and the daemon begins a new ledger",
+                path.display()
+            );
+            KeyError::new("store.path", what).into()
+        }
+    }
+}

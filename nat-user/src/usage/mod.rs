@@ -1,0 +1,348 @@
+//! The bill: what each public address has carried, for whom and when.
+//!
+//! A meter of the datapath only grows while a binding lasts. The [`Ledger`] remembers how much of it is accounted for, its
+//! *reading*, and at which reading the record began that is under way, its *base*. What a record comes to is the difference,
+//! so a byte is in exactly one record, whenever the daemon dies: the meters go on without it, and readings, bases and
+//! records are written in one transaction with the command that ends a record.
+//!
+//! **Invariant:** nothing in here does I/O or looks at a clock. What is to be remembered is put together as [`Entries`], the
+//! store writes these down, and only then [`Ledger::apply`] shows them.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::{Duration, SystemTime};
+
+use crate::model::{Carried, Name};
+
+/// Seconds since 1970, UTC.
+pub type Seconds = u64;
+
+/// By how much a record may end late and still end with its interval. Whatever is later was not looked at in time, and is
+/// in a record that says so.
+const ON_TIME: Seconds = 60;
+
+/// Seconds since 1970 of a time; those of an earlier one are 0.
+#[must_use]
+pub fn seconds(time: SystemTime) -> Seconds {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// On whose account traffic goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Payer {
+    /// The public address.
+    pub address: Ipv4Addr,
+    /// Who pays.
+    pub account: Name,
+    /// The VM that the address stood for, if it had a name.
+    pub vm: Option<Name>,
+}
+
+/// What was carried for somebody from one time to another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// For whom.
+    pub payer: Payer,
+    /// From when on.
+    pub begin: Seconds,
+    /// Until when.
+    pub end: Seconds,
+    /// How much.
+    pub carried: Carried,
+}
+
+/// The beginning of a record that is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Open {
+    /// When it began.
+    pub begin: Seconds,
+    /// What the meter showed then.
+    pub base: Carried,
+}
+
+/// What is to be remembered, all of it or nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Entries {
+    /// Records that have ended.
+    pub records: Vec<Record>,
+    /// The record that is under way on each of these meters from now on, if any.
+    pub open: BTreeMap<u32, Option<(Open, Payer)>>,
+    /// How much of each of these meters is accounted for.
+    pub readings: BTreeMap<u32, Carried>,
+    /// Since when each of these meters counts for whom it counts: not to be written down.
+    since: BTreeMap<u32, Seconds>,
+    /// When it was looked at meters whose readings are among this.
+    at: Seconds,
+    /// The meters have begun anew.
+    is_anew: bool,
+}
+
+impl Entries {
+    /// Whether the meters have begun anew: what was counted before is on the bill, and no longer shown.
+    #[must_use]
+    pub const fn is_anew(&self) -> bool {
+        self.is_anew
+    }
+
+    /// Whether there is nothing to write down.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.open.is_empty() && self.readings.is_empty() && !self.is_anew
+    }
+}
+
+/// What is known of a meter.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    reading: Carried,
+    open: Option<Open>,
+    since: Seconds,
+    /// When it was last seen to have counted something.
+    active: Seconds,
+}
+
+/// How far every meter is accounted for.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    /// Length of an interval, in seconds.
+    interval: Seconds,
+    /// Since when meters are looked at of which nothing else is known.
+    started: Seconds,
+    slots: Vec<Slot>,
+    accounts: BTreeMap<Name, Carried>,
+}
+
+impl Ledger {
+    /// One that knows of nothing yet. Intervals begin at whole multiples of `interval` since 1970, UTC.
+    #[must_use]
+    pub fn new(interval: Duration, now: SystemTime) -> Self {
+        Self {
+            interval: interval.as_secs().max(1),
+            started: seconds(now),
+            slots: Vec::new(),
+            accounts: BTreeMap::new(),
+        }
+    }
+
+    /// Takes up what it was closed with.
+    pub fn take_up(
+        &mut self,
+        open: impl IntoIterator<Item = (u32, Open)>,
+        readings: impl IntoIterator<Item = (u32, Carried)>,
+        accounts: impl IntoIterator<Item = (Name, Carried)>,
+    ) {
+        for (meter, open) in open {
+            self.slot_mut(meter).open = Some(open);
+        }
+        for (meter, reading) in readings {
+            self.slot_mut(meter).reading = reading;
+        }
+        self.accounts.extend(accounts);
+    }
+
+    /// What every account's records have come to that have ended since the meters began at zero.
+    #[must_use]
+    pub const fn accounts(&self) -> &BTreeMap<Name, Carried> {
+        &self.accounts
+    }
+
+    /// Whether a meter has counted anything since a time, as far as it was looked at.
+    #[must_use]
+    pub fn is_active(&self, meter: u32, since: SystemTime) -> bool {
+        self.slot(meter).active >= seconds(since)
+    }
+
+    /// How much of a meter is accounted for.
+    #[must_use]
+    pub fn reading(&self, meter: u32) -> Carried {
+        self.slot(meter).reading
+    }
+
+    /// A meter begins to count from zero, for somebody else than before.
+    pub fn begin(&self, entries: &mut Entries, meter: u32, now: SystemTime) {
+        entries.since.insert(meter, seconds(now));
+        if self.reading(meter) != Carried::default() {
+            entries.readings.insert(meter, Carried::default());
+        }
+        if self.slot(meter).open.is_some() {
+            entries.open.insert(meter, None);
+        }
+    }
+
+    /// What a meter shows is not to be on this bill.
+    pub fn leave_out(&self, entries: &mut Entries, meter: u32, reading: Carried) {
+        if reading != self.reading(meter) {
+            entries.readings.insert(meter, reading);
+        }
+    }
+
+    /// A meter was read that counts for `payer`.
+    pub fn account(
+        &self,
+        entries: &mut Entries,
+        meter: u32,
+        reading: Carried,
+        now: SystemTime,
+        payer: impl FnOnce() -> Option<Payer>,
+    ) {
+        let (slot, now) = (self.slot(meter), seconds(now));
+        if reading == slot.reading && slot.open.is_none() {
+            return;
+        }
+        if !reading.is_at_least(slot.reading) {
+            // Somebody else has set it to zero. What it showed last counts, and what it shows now.
+            let Some(payer) = payer() else { return };
+            if let Some(open) = slot.open {
+                entries.end(&payer, open, self.end_of(open, now), slot.reading);
+            }
+            let open = Open { begin: now, base: Carried::default() };
+            entries.open.insert(meter, Some((open, payer)));
+            entries.readings.insert(meter, reading);
+            return;
+        }
+        match slot.open {
+            Some(open) if !self.is_over(open, now) => {}
+            open => {
+                let Some(payer) = payer() else { return };
+                if let Some(open) = open {
+                    let end = self.end_of(open, now);
+                    entries.end(&payer, open, end, reading);
+                    entries.open.insert(meter, None);
+                    entries.since.insert(meter, end);
+                } else {
+                    let open = Open { begin: self.beginning(slot, now), base: slot.reading };
+                    entries.open.insert(meter, Some((open, payer)));
+                }
+            }
+        }
+        if reading != slot.reading {
+            entries.readings.insert(meter, reading);
+            entries.at = now;
+        }
+    }
+
+    /// The record on a meter ends, since it counts for somebody else from now on. It goes on from this reading, or from
+    /// zero for its next owner where the binding `is_over`.
+    pub fn end(
+        &self,
+        entries: &mut Entries,
+        meter: u32,
+        reading: Carried,
+        now: SystemTime,
+        payer: &Payer,
+        is_over: bool,
+    ) {
+        let (slot, now) = (self.slot(meter), seconds(now));
+        if let Some(open) = self.open(meter, reading, now) {
+            entries.end(payer, open, self.end_of(open, now), reading);
+        }
+        if slot.open.is_some() {
+            entries.open.insert(meter, None);
+        }
+        let reading = if is_over { Carried::default() } else { reading };
+        if reading != slot.reading {
+            entries.readings.insert(meter, reading);
+        }
+        entries.since.insert(meter, now);
+    }
+
+    /// The record that is under way on a meter, as it would stand if it ended now.
+    #[must_use]
+    pub fn under_way(&self, meter: u32, reading: Carried, now: SystemTime, payer: Payer) -> Option<Record> {
+        let now = seconds(now);
+        let open = self.open(meter, reading, now)?;
+        let (end, carried) = (self.end_of(open, now), reading.minus(open.base));
+        Some(Record { payer, begin: open.begin, end, carried })
+    }
+
+    /// All records end that are under way, at the time of what is accounted for: the meters are gone.
+    pub fn end_all(
+        &self,
+        entries: &mut Entries,
+        end: Seconds,
+        open: impl IntoIterator<Item = (u32, Open, Payer)>,
+    ) {
+        entries.is_anew = true;
+        for (meter, open, payer) in open {
+            entries.end(&payer, open, end.max(open.begin), self.reading(meter));
+            entries.open.insert(meter, None);
+        }
+        for (meter, _) in (0..).zip(&self.slots).filter(|(_, slot)| slot.reading != Carried::default()) {
+            entries.readings.insert(meter, Carried::default());
+        }
+    }
+
+    /// Remembers.
+    pub fn apply(&mut self, entries: Entries) {
+        for (meter, open) in entries.open {
+            self.slot_mut(meter).open = open.map(|(open, _)| open);
+        }
+        for (meter, reading) in entries.readings {
+            let slot = self.slot_mut(meter);
+            (slot.reading, slot.active) = (reading, entries.at);
+        }
+        if entries.is_anew {
+            self.accounts.clear();
+        }
+        for Record { payer, carried, .. } in entries.records.into_iter().filter(|_| !entries.is_anew) {
+            let sum = self.accounts.entry(payer.account).or_default();
+            *sum = sum.and(carried);
+        }
+        for (meter, since) in entries.since {
+            self.slot_mut(meter).since = since;
+        }
+    }
+
+    /// The record under way on a meter, or the one that its reading begins.
+    fn open(&self, meter: u32, reading: Carried, now: Seconds) -> Option<Open> {
+        let slot = self.slot(meter);
+        let begins = reading != slot.reading && reading.is_at_least(slot.reading);
+        let new = || begins.then(|| Open { begin: self.beginning(slot, now), base: slot.reading });
+        slot.open.or_else(new)
+    }
+
+    /// When a record began whose first packet has been seen now.
+    fn beginning(&self, slot: Slot, now: Seconds) -> Seconds {
+        self.interval_of(now).max(slot.since).min(now)
+    }
+
+    fn is_over(&self, open: Open, now: Seconds) -> bool {
+        self.interval_of(open.begin) < self.interval_of(now)
+    }
+
+    /// When a record ends that is looked at now.
+    fn end_of(&self, open: Open, now: Seconds) -> Seconds {
+        let limit = self.interval_of(open.begin) + self.interval;
+        if now >= limit && now - limit <= ON_TIME { limit } else { now.max(open.begin) }
+    }
+
+    /// When the interval of a time began.
+    const fn interval_of(&self, time: Seconds) -> Seconds {
+        time - time % self.interval
+    }
+
+    fn slot(&self, meter: u32) -> Slot {
+        let unknown = Slot { since: self.started, ..Slot::default() };
+        self.slots.get(meter as usize).copied().unwrap_or(unknown)
+    }
+
+    fn slot_mut(&mut self, meter: u32) -> &mut Slot {
+        let (meter, unknown) = (meter as usize, Slot { since: self.started, ..Slot::default() });
+        if self.slots.len() <= meter {
+            self.slots.resize(meter + 1, unknown);
+        }
+        &mut self.slots[meter]
+    }
+}
+
+impl Entries {
+    fn end(&mut self, payer: &Payer, open: Open, end: Seconds, reading: Carried) {
+        let carried = reading.minus(open.base);
+        if carried != Carried::default() {
+            self.records.push(Record { payer: payer.clone(), begin: open.begin, end, carried });
+        }
+    }
+}
