@@ -14,7 +14,7 @@ use nat_common::abi::Meter;
 use self::usage::Bill;
 use crate::config::{self, KeyError};
 use crate::dataplane::{AddressDrops, Binding, Dataplane, Half, Mended, Owner, Owners, Port, Verdicts};
-use crate::model::{Carried, Change, Closing, Command, Eip, ImportError, Line, Model, Refusal, Subject};
+use crate::model::{Carried, Change, Closing, Command, ImportError, Line, Model, Refusal, Subject};
 use crate::reconcile::{self, Patrol};
 use crate::store::Store;
 use crate::usage::Entries;
@@ -181,6 +181,7 @@ impl Control {
         for (closing, reading) in &read {
             let (reading, payer) = (Carried::from(*reading), usage::payer_of_closing(closing));
             self.bill.ledger.end(&mut entries, closing.meter, reading, now, &payer, true);
+            self.bill.note_end(closing.address, now);
         }
         let change = self.model().plan_close(&read);
         self.commit_with(change, entries, now).context("counters cannot be written down yet")?;
@@ -318,22 +319,6 @@ impl Control {
     /// If the datapath cannot be read.
     pub fn drops(&self, address: Ipv4Addr) -> anyhow::Result<Vec<AddressDrops>> {
         self.dataplane.drops(address)
-    }
-
-    /// Every EIP that was ever attached, with what it has carried.
-    ///
-    /// # Errors
-    /// If the datapath cannot be read.
-    pub fn metered(&self) -> anyhow::Result<Vec<(&Eip, Carried)>> {
-        let live: Vec<u32> = self.model().eips().filter_map(|eip| Some(eip.attached?.meter)).collect();
-        let mut live = self.dataplane.meters(&live)?.into_iter();
-        let closing = self.unclosed()?;
-        let all = self.model().eips().filter_map(|eip| {
-            let live = eip.attached.and_then(|_| live.next()).unwrap_or_default();
-            let unclosed = closing.get(&eip.address).copied().unwrap_or_default();
-            Some((eip, eip.carried?.plus(live).and(unclosed)))
-        });
-        Ok(all.collect())
     }
 
     /// What one EIP has carried.

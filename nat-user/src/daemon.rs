@@ -129,7 +129,7 @@ pub async fn serve(
         ),
         server::serve(
             sockets.metrics,
-            metrics::router(Arc::clone(&control)),
+            metrics::router(Arc::clone(&control), config.metrics),
             metrics::MAX_CONNECTION,
             stopped()
         ),

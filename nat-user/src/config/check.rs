@@ -11,7 +11,7 @@ use ipnet::Ipv4Net;
 
 use super::{
     Api, Config, DEFAULT_PIN_PATH, DEFAULT_RATE, DEFAULT_SOCKET, DEFAULT_STORE_PATH, Datapath, KeyError,
-    MAX_BINDINGS, Metrics, Mode, Series, Usage, raw,
+    MAX_ACTIVE_WINDOW, MAX_BINDINGS, Metrics, Mode, Series, Usage, raw,
 };
 use crate::model::{Name, PoolSpec, Quota, Spec, unusable};
 
@@ -26,7 +26,8 @@ const MAX_POOL_ENTRIES: usize = 1024;
 /// Shortest interval of the ledger.
 const MIN_INTERVAL: Duration = Duration::from_mins(1);
 const DAY: Duration = Duration::from_hours(24);
-const MAX_RETENTION: Duration = Duration::from_hours(3660 * 24);
+/// Ten years.
+const MAX_RETENTION: Duration = Duration::from_secs(315_576_000);
 const MAX_REUSE_DELAY: Duration = Duration::from_hours(365 * 24);
 
 /// Gives the file its meaning.
@@ -125,7 +126,11 @@ fn metrics(raw: &raw::Metrics) -> Result<Metrics> {
     Ok(Metrics {
         listen: listen(raw.listen.as_deref().unwrap_or("127.0.0.1:9464"))?,
         series,
-        active_window: duration("metrics.active_window", raw.active_window.as_deref().unwrap_or("5m"), DAY)?,
+        active_window: duration(
+            "metrics.active_window",
+            raw.active_window.as_deref().unwrap_or("5m"),
+            MAX_ACTIVE_WINDOW,
+        )?,
     })
 }
 

@@ -32,6 +32,9 @@ pub const DEFAULT_STORE_PATH: &str = "/var/lib/eipnat";
 /// Most bindings that a node can be configured for.
 pub const MAX_BINDINGS: u32 = 1 << 24;
 
+/// Longest that an EIP can be configured to stay active that carries nothing.
+pub const MAX_ACTIVE_WINDOW: Duration = Duration::from_hours(24);
+
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {

@@ -22,6 +22,11 @@ socket = "/run/eipnat/api.sock"
 group = "root"
 [metrics]
 listen = "127.0.0.1:9464"
+series = "all"
+active_window = "5m"
+[usage]
+interval = "1h"
+retention = "90d"
 [[pool]]
 name = "default"
 cidrs = ["203.0.113.128/25", "203.0.113.0/25"]
@@ -55,7 +60,7 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "[node]",
         "[nodes]",
         "nodes: unknown key; correct or remove it \
-         (known here: [node], [datapath], [store], [api], [metrics], [quota], [[account]], [[pool]])",
+         (known here: [node], [datapath], [store], [api], [metrics], [usage], [quota], [[account]], [[pool]])",
     ),
     (
         r#"name = "other""#,
@@ -181,6 +186,26 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "127.0.0.1:9464",
         "localhost",
         r#"metrics.listen: "localhost" is not an IP address and port; write it as in "127.0.0.1:9464""#,
+    ),
+    (
+        r#"series = "all""#,
+        r#"series = "some""#,
+        r#"metrics.series: "some" is no choice of series; write "all", "active", "account" or "none""#,
+    ),
+    (
+        r#"active_window = "5m""#,
+        r#"active_window = "2d""#,
+        r#"metrics.active_window: "2d" is not a duration up to 1day; write it as in "60s", "5m" or "1h""#,
+    ),
+    (
+        r#"interval = "1h""#,
+        r#"interval = "7m""#,
+        r#"usage.interval: 7m does not divide a day into whole parts of a minute or more; write it as in "1h""#,
+    ),
+    (
+        r#"retention = "90d""#,
+        r#"retention = "0s""#,
+        r#"usage.retention: "0s" is not a duration up to 10years; write it as in "60s", "5m" or "1h""#,
     ),
     // Pools.
     (

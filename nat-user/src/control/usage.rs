@@ -1,5 +1,10 @@
 //! The bill, kept up while time passes.
 
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime};
 
 use log::warn;
@@ -7,7 +12,7 @@ use log::warn;
 use super::Control;
 use crate::config;
 use crate::dataplane::Dataplane;
-use crate::model::{Carried, Change, Closing, Record};
+use crate::model::{Carried, Change, Closing, Eip, Name, Record};
 use crate::store::{Cursor, Noted, Query, Remembered, Store};
 use crate::usage::{self, Entries, Ledger, Payer, seconds};
 
@@ -31,6 +36,8 @@ pub(super) struct Bill {
     due: SystemTime,
     /// When everything had been written the last time.
     flushed: Option<SystemTime>,
+    /// When bindings of EIPs ended, of late.
+    ended: HashMap<Ipv4Addr, SystemTime>,
 }
 
 /// Whom records are asked for that are under way, and how far the others were read.
@@ -47,7 +54,14 @@ impl Bill {
         let Remembered { meters, at, open, readings, accounts } = store.take_remembered();
         let mut ledger = Ledger::new(config.interval, now);
         ledger.take_up(open.iter().map(|(meter, open, _)| (*meter, *open)), readings, accounts);
-        let mut bill = Self { ledger, meters: dataplane.meters_id(), config, due: now, flushed: None };
+        let mut bill = Self {
+            ledger,
+            meters: dataplane.meters_id(),
+            config,
+            due: now,
+            flushed: None,
+            ended: HashMap::new(),
+        };
         let mut entries = Entries::default();
         if meters != bill.meters {
             bill.ledger.end_all(&mut entries, at, open);
@@ -105,6 +119,10 @@ impl Bill {
         }
         self.ledger.apply(entries);
         Ok(())
+    }
+
+    pub(super) fn note_end(&mut self, address: Ipv4Addr, now: SystemTime) {
+        self.ended.insert(address, now);
     }
 
     pub(super) fn noted<'a>(&'a self, entries: &'a Entries, now: SystemTime) -> Noted<'a> {
@@ -204,6 +222,7 @@ impl Control {
 
     /// Removes records that are too old; more of them the next time.
     fn forget_records(&mut self, now: SystemTime) -> anyhow::Result<()> {
+        self.bill.ended.retain(|_, ended| *ended + config::MAX_ACTIVE_WINDOW >= now);
         let before = now.checked_sub(self.bill.config.retention).map_or(0, seconds);
         self.store.forget_records(before, AT_ONCE).map(drop)
     }
@@ -214,10 +233,43 @@ impl Control {
         self.bill.flushed
     }
 
-    /// Whether an EIP's meter has counted anything within the window.
+    /// What every account has carried since the counters began, as far as the bill was written.
     #[must_use]
-    pub fn is_active(&self, meter: u32, reading: Carried, since: SystemTime) -> bool {
-        self.bill.ledger.is_active(meter, since) || self.bill.ledger.reading(meter) != reading
+    pub const fn accounts(&self) -> &BTreeMap<Name, Carried> {
+        self.bill.ledger.accounts()
+    }
+
+    /// Some of the EIPs that were ever attached, from an address on, with what they have carried since the counters began;
+    /// and where those after them begin. `active_since`: only those that have carried anything since then.
+    ///
+    /// # Errors
+    /// If the datapath cannot be read.
+    pub fn metered(
+        &self,
+        from: Ipv4Addr,
+        active_since: Option<SystemTime>,
+    ) -> anyhow::Result<(Vec<(Ipv4Addr, Name, Carried)>, Option<Ipv4Addr>)> {
+        let mut eips = self.model().eips_from(from);
+        let some: Vec<&Eip> = eips.by_ref().take(PART as usize).collect();
+        let next = eips.next().map(|eip| eip.address);
+        let live: Vec<u32> = some.iter().filter_map(|eip| Some(eip.attached?.meter)).collect();
+        let mut live = read(&*self.dataplane, &live)?.into_iter();
+        let closing = self.unclosed()?;
+        let metered = some.into_iter().filter_map(|eip| {
+            let live = eip.attached.and_then(|_| live.next()).unwrap_or_default();
+            let closing = closing.get(&eip.address).copied();
+            let is_active = |since: SystemTime| {
+                let is_counting = |meter| {
+                    self.bill.ledger.is_active(meter, since) || self.bill.ledger.reading(meter) != live
+                };
+                eip.attached.is_some_and(|attached| is_counting(attached.meter))
+                    || closing.is_some()
+                    || self.bill.ended.get(&eip.address).is_some_and(|ended| *ended >= since)
+            };
+            let carried = eip.carried?.and(live).and(closing.unwrap_or_default());
+            active_since.is_none_or(is_active).then(|| (eip.address, eip.account.clone(), carried))
+        });
+        Ok((metered.collect(), next))
     }
 
     /// The records under way that are asked for, as they would stand if they ended now, and where those begin that have

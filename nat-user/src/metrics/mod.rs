@@ -1,47 +1,59 @@
-//! `/metrics` for Prometheus. Nothing is collected between scrapes: each one reads the datapath.
+//! `/metrics` for Prometheus. Nothing is collected between scrapes: each one reads the datapath, and sends what it has read
+//! while it goes on reading, so that a million EIPs take no more memory than some thousands, and let commands through.
+
+mod series;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::Router;
+use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use http_body_util::channel::Channel;
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, TextEncoder};
 
 use crate::api::types::Stats;
+use crate::config;
 use crate::control::{self, Control, Shared};
 
 /// How long a scrape may take.
-pub const MAX_CONNECTION: Duration = Duration::from_secs(30);
+pub const MAX_CONNECTION: Duration = Duration::from_secs(120);
+
+/// How many pieces are read ahead of what has been sent.
+const AHEAD: usize = 2;
 
 /// The metrics of a control plane.
-pub fn router(control: Shared) -> Router {
-    Router::new().route("/metrics", get(scrape)).with_state(control)
+pub fn router(control: Shared, config: config::Metrics) -> Router {
+    Router::new().route("/metrics", get(scrape)).with_state((control, config))
 }
 
-async fn scrape(State(control): State<Shared>) -> Response {
+async fn scrape(State((control, config)): State<(Shared, config::Metrics)>) -> Response {
     let text = |control: &mut Control| Ok(TextEncoder::new().encode_to_string(&families(control)?)?);
-    match control::call(&control, text).await.flatten() {
-        Ok(text) => {
-            ([(header::CONTENT_TYPE, TextEncoder::new().format_type().to_owned())], text).into_response()
+    let node = match control::call(&control, text).await.flatten() {
+        Ok(text) => text,
+        Err(error) => return (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
+    };
+    let (mut sender, body) = Channel::<Bytes, anyhow::Error>::new(AHEAD);
+    tokio::spawn(async move {
+        let sent = match sender.send_data(node.into()).await {
+            Ok(()) => series::send(&control, config, &mut sender).await,
+            // Whoever asked has gone.
+            Err(_) => Ok(()),
+        };
+        if let Err(error) = sent {
+            // A cut answer is an error to Prometheus; a short one would be taken for the end of some EIPs.
+            sender.abort(error);
         }
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
-    }
+    });
+    let format = [(header::CONTENT_TYPE, TextEncoder::new().format_type().to_owned())];
+    (format, Body::new(body)).into_response()
 }
 
 fn families(control: &Control) -> anyhow::Result<Vec<MetricFamily>> {
-    let (mut bytes, mut packets) = (Vec::new(), Vec::new());
-    for (eip, meter) in control.metered()? {
-        let (address, account) = (eip.address.to_string(), eip.account.to_string());
-        let labels =
-            |direction| [("eip", address.as_str()), ("account", account.as_str()), ("direction", direction)];
-        bytes.extend([counter(&labels("in"), meter.in_bytes), counter(&labels("out"), meter.out_bytes)]);
-        packets
-            .extend([counter(&labels("in"), meter.in_packets), counter(&labels("out"), meter.out_packets)]);
-    }
     let Stats { verdicts, punts, drops } = Stats::from(&control.verdicts()?);
     let verdicts = verdicts
         .named()
@@ -52,14 +64,9 @@ fn families(control: &Control) -> anyhow::Result<Vec<MetricFamily>> {
         counters.iter().map(|(reason, packets)| counter(&[("reason", reason)], *packets)).collect()
     };
 
+    let flushed: Option<SystemTime> = control.flushed();
+
     let families = [
-        (
-            "eipnat_eip_bytes_total",
-            "Bytes that an EIP has carried: IPv4 total lengths of forwarded packets, as seen on the public side.",
-            MetricType::COUNTER,
-            bytes,
-        ),
-        ("eipnat_eip_packets_total", "Packets that an EIP has carried.", MetricType::COUNTER, packets),
         ("eipnat_packets_total", "Packets by verdict; each is counted once.", MetricType::COUNTER, verdicts),
         (
             "eipnat_punted_packets_total",
@@ -96,6 +103,12 @@ fn families(control: &Control) -> anyhow::Result<Vec<MetricFamily>> {
             "How often the datapath was not as it has to be, and was put right.",
             MetricType::COUNTER,
             vec![counter(&[], control.repairs())],
+        ),
+        (
+            "eipnat_usage_flushed_timestamp_seconds",
+            "When the usage ledger had all that the meters showed; a power cut would lose what came since.",
+            MetricType::GAUGE,
+            flushed.map(|at| gauge(&[], crate::usage::seconds(at))).into_iter().collect(),
         ),
         (
             "eipnat_build_info",

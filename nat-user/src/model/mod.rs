@@ -156,6 +156,11 @@ impl Model {
         self.eips.values()
     }
 
+    /// EIPs by address, from one on.
+    pub fn eips_from(&self, address: Ipv4Addr) -> impl Iterator<Item = &Eip> {
+        self.eips.range(address..).map(|(_, eip)| eip)
+    }
+
     /// One EIP.
     ///
     /// # Errors

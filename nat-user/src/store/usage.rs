@@ -74,7 +74,7 @@ pub struct Remembered {
     pub open: Vec<(u32, Open, Payer)>,
     /// How much of each meter was accounted for.
     pub readings: Vec<(u32, Carried)>,
-    /// What every account's records came to since those meters began at zero.
+    /// What every account has carried since those meters began at zero.
     pub accounts: Vec<(Name, Carried)>,
 }
 
@@ -241,15 +241,10 @@ fn write_accounts(transaction: &Transaction<'_>, entries: &Entries, ledger: &Led
     if entries.is_anew() {
         return transaction.execute("DELETE FROM ledger.account", []).map(drop);
     }
-    let mut more = BTreeMap::<&Name, Carried>::new();
-    for Record { payer, carried, .. } in &entries.records {
-        let sum = more.entry(&payer.account).or_default();
-        *sum = sum.and(*carried);
-    }
     let mut put =
         transaction.prepare("INSERT OR REPLACE INTO ledger.account VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
-    for (account, more) in more {
-        let carried = ledger.accounts().get(account).copied().unwrap_or_default().and(more);
+    for (account, more) in &entries.accounts {
+        let carried = ledger.accounts().get(account).copied().unwrap_or_default().and(*more);
         put.execute(params![
             account.as_str(),
             carried.in_bytes.cast_signed(),

@@ -72,6 +72,8 @@ pub struct Entries {
     pub open: BTreeMap<u32, Option<(Open, Payer)>>,
     /// How much of each of these meters is accounted for.
     pub readings: BTreeMap<u32, Carried>,
+    /// What these accounts have carried more.
+    pub accounts: BTreeMap<Name, Carried>,
     /// Since when each of these meters counts for whom it counts: not to be written down.
     since: BTreeMap<u32, Seconds>,
     /// When it was looked at meters whose readings are among this.
@@ -143,7 +145,7 @@ impl Ledger {
         self.accounts.extend(accounts);
     }
 
-    /// What every account's records have come to that have ended since the meters began at zero.
+    /// What every account has carried since the meters began at zero, as far as it is accounted for.
     #[must_use]
     pub const fn accounts(&self) -> &BTreeMap<Name, Carried> {
         &self.accounts
@@ -192,35 +194,31 @@ impl Ledger {
         if reading == slot.reading && slot.open.is_none() {
             return;
         }
+        let Some(payer) = payer() else { return };
         if !reading.is_at_least(slot.reading) {
             // Somebody else has set it to zero. What it showed last counts, and what it shows now.
-            let Some(payer) = payer() else { return };
             if let Some(open) = slot.open {
                 entries.end(&payer, open, self.end_of(open, now), slot.reading);
             }
+            entries.count(meter, &payer, Carried::default(), reading, now);
+            entries.readings.insert(meter, reading);
             let open = Open { begin: now, base: Carried::default() };
             entries.open.insert(meter, Some((open, payer)));
-            entries.readings.insert(meter, reading);
             return;
         }
+        entries.count(meter, &payer, slot.reading, reading, now);
         match slot.open {
-            Some(open) if !self.is_over(open, now) => {}
-            open => {
-                let Some(payer) = payer() else { return };
-                if let Some(open) = open {
-                    let end = self.end_of(open, now);
-                    entries.end(&payer, open, end, reading);
-                    entries.open.insert(meter, None);
-                    entries.since.insert(meter, end);
-                } else {
-                    let open = Open { begin: self.beginning(slot, now), base: slot.reading };
-                    entries.open.insert(meter, Some((open, payer)));
-                }
+            Some(open) if self.is_over(open, now) => {
+                let end = self.end_of(open, now);
+                entries.end(&payer, open, end, reading);
+                entries.open.insert(meter, None);
+                entries.since.insert(meter, end);
             }
-        }
-        if reading != slot.reading {
-            entries.readings.insert(meter, reading);
-            entries.at = now;
+            Some(_) => {}
+            None => {
+                let open = Open { begin: self.beginning(slot, now), base: slot.reading };
+                entries.open.insert(meter, Some((open, payer)));
+            }
         }
     }
 
@@ -242,9 +240,9 @@ impl Ledger {
         if slot.open.is_some() {
             entries.open.insert(meter, None);
         }
-        let reading = if is_over { Carried::default() } else { reading };
-        if reading != slot.reading {
-            entries.readings.insert(meter, reading);
+        entries.count(meter, payer, slot.reading, reading, now);
+        if is_over && reading != Carried::default() {
+            entries.readings.insert(meter, Carried::default());
         }
         entries.since.insert(meter, now);
     }
@@ -287,9 +285,9 @@ impl Ledger {
         if entries.is_anew {
             self.accounts.clear();
         }
-        for Record { payer, carried, .. } in entries.records.into_iter().filter(|_| !entries.is_anew) {
-            let sum = self.accounts.entry(payer.account).or_default();
-            *sum = sum.and(carried);
+        for (account, more) in entries.accounts {
+            let sum = self.accounts.entry(account).or_default();
+            *sum = sum.and(more);
         }
         for (meter, since) in entries.since {
             self.slot_mut(meter).since = since;
@@ -339,6 +337,20 @@ impl Ledger {
 }
 
 impl Entries {
+    /// A meter has come to another reading.
+    fn count(&mut self, meter: u32, payer: &Payer, before: Carried, reading: Carried, now: Seconds) {
+        if reading == before {
+            return;
+        }
+        let more = reading.minus(before);
+        match self.accounts.get_mut(&payer.account) {
+            Some(sum) => *sum = sum.and(more),
+            None => drop(self.accounts.insert(payer.account.clone(), more)),
+        }
+        self.readings.insert(meter, reading);
+        self.at = now;
+    }
+
     fn end(&mut self, payer: &Payer, open: Open, end: Seconds, reading: Carried) {
         let carried = reading.minus(open.base);
         if carried != Carried::default() {
