@@ -12,6 +12,7 @@ use log::{error, info, warn};
 use nat_common::abi::Meter;
 
 use self::usage::Bill;
+pub use self::usage::settle;
 use crate::config::{self, KeyError};
 use crate::dataplane::{AddressDrops, Binding, Dataplane, Half, Mended, Owner, Owners, Port, Verdicts};
 use crate::model::{Carried, Change, Closing, Command, ImportError, Line, Model, Refusal, Subject};

@@ -56,7 +56,8 @@ pub fn run(file: &Path, replace_program: bool) -> anyhow::Result<()> {
         if served.is_err() {
             // Nobody counts on it yet. Why it failed is what has to be told.
             if is_first {
-                xdp::unload(&config.datapath.pin_path).unwrap_or_else(|error| error!("{error:#}"));
+                xdp::unload(&config.datapath.pin_path, |_| Ok(()))
+                    .unwrap_or_else(|error| error!("{error:#}"));
             }
             made.remove();
         }

@@ -6,17 +6,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tests::lab::{
-    Bed, Capture, EIP_SPARE, EIP1, EIP2, FAR, INTERNET, INTERNET_DEVICE, METRICS, Meter, Packet, Process,
-    Sender, Setup, Sink, Topology, VM1, WebServer, curl, download, ping,
+    Bed, Capture, EIP_SPARE, EIP1, EIP2, FAR, INTERNET, INTERNET_DEVICE, METRICS, Meter, Process, Sender,
+    Setup, Sink, Topology, VM1, WebServer, curl, download, meters_on_the_wire, ping,
 };
 
 /// Where Prometheus listens, in the node's namespace.
 const PROMETHEUS: &str = "127.0.0.1:9090";
-
-/// Bytes and packets.
-fn amount<'a>(packets: impl Iterator<Item = &'a Packet>) -> (u64, u64) {
-    packets.fold((0, 0), |(bytes, count), packet| (bytes + packet.total_len, count + 1))
-}
 
 #[test]
 fn counters_are_what_a_capture_on_the_wire_sums_up_to() -> Result<()> {
@@ -39,14 +34,10 @@ fn counters_are_what_a_capture_on_the_wire_sums_up_to() -> Result<()> {
         // Dropped, so not billed.
         ping(&lab.internet, EIP_SPARE, 2, &[])?;
         ping(&lab.internet, EIP1, 2, &["-t", "1"])?;
-        let packets = capture.stop()?;
-        let refused = |packet: &Packet| packet.destination == EIP1 && packet.bytes[8] == 1;
-        for eip in [EIP1, EIP2] {
-            let (in_bytes, in_packets) =
-                amount(packets.iter().filter(|packet| packet.destination == eip && !refused(packet)));
-            let (out_bytes, out_packets) = amount(packets.iter().filter(|packet| packet.source == eip));
-            let seen = Meter { in_bytes, in_packets, out_bytes, out_packets };
-            assert!(in_packets > 10 && out_packets > 10, "{eip}: {seen:?}");
+        let mut packets = capture.stop()?;
+        packets.retain(|packet| packet.destination != EIP1 || packet.bytes[8] != 1);
+        for (eip, seen) in meters_on_the_wire(&packets, &[EIP1, EIP2]) {
+            assert!(seen.in_packets > 10 && seen.out_packets > 10, "{eip}: {seen:?}");
             assert_eq!(bed.daemon.meter(eip)?, seen, "{eip}");
         }
         Ok(())

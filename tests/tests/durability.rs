@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, ensure};
 use proptest::prelude::*;
-use tests::durability::{Disk, Event, fingerprint, open, read_trace};
+use tests::durability::{Disk, Event, fingerprint, ledger_adds_up, open, read_trace};
 use tests::lab::beside_this_program;
 
 /// How many commands the traced run carries out.
@@ -80,8 +80,10 @@ proptest! {
             prop_assert_eq!(done, 0);
             return Ok(());
         }
-        let store = open(directory.path()).map_err(|error| TestCaseError::fail(format!("{error:#}")))?;
-        let found = (store.revision(), fingerprint(&store));
+        let failed = |error| TestCaseError::fail(format!("{error:#}"));
+        let mut store = open(directory.path()).map_err(failed)?;
+        let found = (store.revision(), fingerprint(&store).map_err(failed)?);
+        prop_assert!(ledger_adds_up(&mut store).map_err(failed)?, "the ledger does not add up");
         let before = done.checked_sub(1).map_or(0, |last| all[last].0);
         let allowed = store.revision() == before || all.get(done) == Some(&found);
         prop_assert!(allowed, "revision {} after {before} was acknowledged", store.revision());
@@ -104,6 +106,6 @@ fn the_trace_tells_of_commits_and_syncs() -> Result<()> {
     }
     disk.cut(directory.path(), &mut || true)?;
     let store = open(directory.path())?;
-    assert_eq!(Some(&(store.revision(), fingerprint(&store))), all.last());
+    assert_eq!(Some(&(store.revision(), fingerprint(&store)?)), all.last());
     Ok(())
 }

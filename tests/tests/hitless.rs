@@ -117,7 +117,7 @@ fn watched(lab: &Lab, work: impl FnOnce() -> Result<()>) -> Result<()> {
 }
 
 fn unload(lab: Lab) -> Result<()> {
-    lab.node.run(|| xdp::unload(&Changeover::pin_path(&lab)))??;
+    lab.node.run(|| xdp::unload(&Changeover::pin_path(&lab), |_| Ok(())))??;
     assert_eq!(lab.programs()?, []);
     assert_eq!(lab.node.read_sysctl("net/ipv4/conf/dn0/forwarding")?, "0");
     assert_eq!(lab.node.read_sysctl("net/ipv4/conf/all/send_redirects")?, "1");

@@ -101,6 +101,7 @@ fn a_daemon_killed_every_second_loses_no_packet_no_count_and_no_command() -> Res
     let bytes = echoes * ECHO;
     let expected = Meter { in_bytes: bytes, in_packets: echoes, out_bytes: bytes, out_packets: echoes };
     assert_eq!(daemon.meter(EIP1)?, expected, "what EIP1 has carried");
+    assert_eq!(daemon.usage(EIP1)?, expected, "what EIP1 is billed for");
     daemon.stop()?;
     daemon.unload()?;
     lab.remove()

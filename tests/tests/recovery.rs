@@ -144,7 +144,7 @@ fn after_a_restore_and_an_upgrade_nobody_is_billed_for_anothers_traffic() -> Res
     let restored = Changeover { max_bindings: 4, restored: true, ..this }.run(&lab)?;
     assert_eq!(restored.meters, [[0; 4]; 2], "neither is the other's");
     assert_eq!(restored.sent_on, before.sent_on);
-    lab.node.run(|| xdp::unload(&Changeover::pin_path(&lab)))??;
+    lab.node.run(|| xdp::unload(&Changeover::pin_path(&lab), |_| Ok(())))??;
     lab.remove()
 }
 

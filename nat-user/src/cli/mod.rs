@@ -19,6 +19,7 @@ use serde::Serialize;
 use crate::api::client::{self, Client};
 use crate::api::types;
 use crate::config::{Config, DEFAULT_PIN_PATH, DEFAULT_STORE_PATH, KeyError};
+use crate::control;
 use crate::daemon;
 use crate::dataplane::xdp;
 use crate::store;
@@ -194,10 +195,13 @@ fn store(cli: &Cli, command: &Store, out: &mut dyn Write) -> anyhow::Result<()> 
 }
 
 fn unload(file: Option<&Path>) -> anyhow::Result<()> {
-    let Some(file) = file else { return xdp::unload(Path::new(DEFAULT_PIN_PATH)) };
+    let unload = |pins: &Path, store: &Path| xdp::unload(pins, |counts| control::settle(store, counts));
+    let Some(file) = file else { return unload(Path::new(DEFAULT_PIN_PATH), Path::new(DEFAULT_STORE_PATH)) };
     // Not `load`: an interface that is gone by now is no reason to leave the rest.
     let config = Config::read(file).map_err(anyhow::Error::from);
-    config.and_then(|config| xdp::unload(&config.datapath.pin_path)).map_err(|error| in_file(file, error))
+    config
+        .and_then(|config| unload(&config.datapath.pin_path, &config.store_path))
+        .map_err(|error| in_file(file, error))
 }
 
 /// Talks with the daemon.

@@ -5,15 +5,18 @@ mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use anyhow::Context as _;
 use log::warn;
 
 use super::Control;
 use crate::config;
 use crate::dataplane::Dataplane;
-use crate::model::{Carried, Change, Closing, Eip, Name, Record};
-use crate::store::{Cursor, Noted, Query, Remembered, Store};
+use crate::dataplane::xdp::LastCounts;
+use crate::model::{Carried, Change, Closing, Eip, Name, Record, Spec};
+use crate::store::{self, Cursor, Noted, Query, Remembered, Store};
 use crate::usage::{self, Entries, Ledger, Payer, seconds};
 
 /// How often everything is written down that the meters show.
@@ -126,8 +129,37 @@ impl Bill {
     }
 
     pub(super) fn noted<'a>(&'a self, entries: &'a Entries, now: SystemTime) -> Noted<'a> {
-        Noted { entries, ledger: &self.ledger, meters: self.meters, at: seconds(now) }
+        Noted { entries, ledger: &self.ledger, meters: &self.meters, at: seconds(now) }
     }
+}
+
+/// Puts what the counters of a datapath have come to on the bill, before they are taken away: of the store in `directory`, if
+/// there is one.
+///
+/// # Errors
+/// If the counters cannot be read, or the store not be written.
+pub fn settle(directory: &Path, counts: &LastCounts<'_>) -> anyhow::Result<()> {
+    let Some(id) = counts.meters_id().filter(|_| store::exists(directory)) else { return Ok(()) };
+    let unsettled = "what was carried since the ledger was written last is on no bill";
+    let mut store = Store::open(directory, Spec::default(), u32::MAX).context(unsettled)?;
+    let Remembered { meters, open, readings, accounts, .. } = store.take_remembered();
+    if meters != id {
+        return Ok(());
+    }
+    let now = SystemTime::now();
+    // Its intervals do not matter: every record ends here.
+    let mut ledger = Ledger::new(config::Usage::default().interval, now);
+    ledger.take_up(open.iter().map(|(meter, open, _)| (*meter, *open)), readings, accounts);
+    let mut entries = Entries::default();
+    for (meter, reading) in counts.meters(&super::owners(store.model())).context(unsettled)? {
+        if let Some(payer) = payer_of(&store, meter) {
+            ledger.end(&mut entries, meter, reading.into(), now, &payer, true);
+        }
+    }
+    entries.begin_anew();
+    let change = store.model().plan_anew();
+    let noted = Noted { entries: &entries, ledger: &ledger, meters: &[], at: seconds(now) };
+    store.commit_with(change, Some(noted)).map(drop).context(unsettled)
 }
 
 fn payer_of(store: &Store, meter: u32) -> Option<Payer> {

@@ -288,6 +288,12 @@ impl Store {
     }
 }
 
+/// Whether there is a store in a directory.
+#[must_use]
+pub fn exists(directory: &Path) -> bool {
+    directory.join(FILE).exists()
+}
+
 /// What a commit writes in the ledger.
 #[derive(Debug)]
 pub struct Noted<'a> {
@@ -296,14 +302,14 @@ pub struct Noted<'a> {
     /// The ledger that they are of, as it was before.
     pub ledger: &'a Ledger,
     /// Of which meters it speaks: [`Dataplane::meters_id`](crate::dataplane::Dataplane::meters_id).
-    pub meters: [u8; 16],
+    pub meters: &'a [u8],
     /// Now.
     pub at: Seconds,
 }
 
 impl Noted<'_> {
     fn write(&self, transaction: &Transaction<'_>) -> rusqlite::Result<()> {
-        usage::write(transaction, self.entries, self.ledger, &self.meters, self.at)
+        usage::write(transaction, self.entries, self.ledger, self.meters, self.at)
     }
 }
 

@@ -83,6 +83,11 @@ pub struct Entries {
 }
 
 impl Entries {
+    /// The meters go, or have gone: others begin at zero.
+    pub const fn begin_anew(&mut self) {
+        self.is_anew = true;
+    }
+
     /// Whether the meters have begun anew: what was counted before is on the bill, and no longer shown.
     #[must_use]
     pub const fn is_anew(&self) -> bool {

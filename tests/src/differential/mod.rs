@@ -82,7 +82,7 @@ impl Side {
         if self.eipnat.is_some() {
             drop(self.eipnat);
             let pins = self.lab.file("pins");
-            self.lab.node.run(|| nat_user::dataplane::xdp::unload(&pins))??;
+            self.lab.node.run(|| nat_user::dataplane::xdp::unload(&pins, |_| Ok(())))??;
         }
         self.lab.remove()
     }

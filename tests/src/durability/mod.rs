@@ -9,8 +9,9 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
-use nat_user::model::{Allocation, Command, Name, Spec, Target};
-use nat_user::store::Store;
+use nat_user::model::{Allocation, Carried, Command, Name, Spec, Target};
+use nat_user::store::{Noted, Query, Store};
+use nat_user::usage::{Entries, Ledger, Payer, Record};
 
 use crate::lab::default_pool;
 
@@ -39,14 +40,22 @@ pub fn write(
     mut committed: impl FnMut(u64, u64) -> Result<()>,
 ) -> Result<()> {
     let mut store = open(directory)?;
+    let mut ledger = Ledger::new(Duration::from_hours(1), SystemTime::UNIX_EPOCH);
     for number in 0..commands {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(number);
         // What is refused changes nothing.
         if let Ok(change) = store.model().plan(&command(number), now)
             && !change.is_nothing()
         {
-            let revision = store.commit(change)?;
-            committed(revision, fingerprint(&store))?;
+            let (mut entries, meter) = (Entries::default(), METERS[(number % 2) as usize]);
+            // A record in each commit, of a byte more than the one before: who has lost one, or has one twice, has another sum.
+            let reading = ledger.reading(meter);
+            let reading = Carried { in_bytes: reading.in_bytes + number, ..reading };
+            ledger.end(&mut entries, meter, reading, now, &payer(), false);
+            let noted = Noted { entries: &entries, ledger: &ledger, meters: &[1; 16], at: number };
+            let revision = store.commit_with(change, Some(noted))?;
+            ledger.apply(entries);
+            committed(revision, fingerprint(&store)?)?;
         }
     }
     Ok(())
@@ -68,14 +77,49 @@ fn command(number: u64) -> Command {
     }
 }
 
+/// The meters that the runs count on: their readings are written to different places.
+const METERS: [u32; 2] = [3, 5000];
+
+fn payer() -> Payer {
+    Payer { address: Ipv4Addr::new(203, 0, 113, 1), account: Name::default_one(), vm: None }
+}
+
+/// Every record in the store's ledger.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn records(store: &Store) -> Result<Vec<Record>> {
+    let query = Query::default();
+    let (mut records, mut next) = (Vec::new(), Some(store.records_from(&query)?));
+    while let Some(from) = next {
+        let (some, after) = store.some_records(&query, from, 16)?;
+        records.extend(some);
+        next = after;
+    }
+    Ok(records)
+}
+
+/// Whether the records of a store that was just opened come to what it has accounted for.
+///
+/// # Errors
+/// When the ledger cannot be read.
+pub fn ledger_adds_up(store: &mut Store) -> Result<bool> {
+    let billed: u64 = records(store)?.iter().map(|record| record.carried.in_bytes).sum();
+    let accounted = store.take_remembered().readings.iter().map(|(_, reading)| reading.in_bytes).sum();
+    Ok(billed == accounted)
+}
+
 /// A number that stands for everything in the store.
-#[must_use]
-pub fn fingerprint(store: &Store) -> u64 {
+///
+/// # Errors
+/// When its ledger cannot be read.
+pub fn fingerprint(store: &Store) -> Result<u64> {
     let model = store.model();
     let (eips, vms): (Vec<_>, Vec<_>) = (model.eips().collect(), model.vms().collect());
     let (closing, pools): (Vec<_>, Vec<_>) =
         (model.closing().collect(), model.pools(SystemTime::UNIX_EPOCH).collect());
     let mut hasher = DefaultHasher::new();
-    format!("{} {eips:?} {vms:?} {closing:?} {pools:?}", store.revision()).hash(&mut hasher);
-    hasher.finish()
+    let records = records(store)?;
+    format!("{} {eips:?} {vms:?} {closing:?} {pools:?} {records:?}", store.revision()).hash(&mut hasher);
+    Ok(hasher.finish())
 }

@@ -105,6 +105,14 @@ impl Bed {
     /// When it does not end with 0 or does not get ready again.
     pub fn restart(&mut self) -> Result<()> {
         self.daemon.stop()?;
+        self.start_again()
+    }
+
+    /// Starts the daemon again, which has ended, with the same configuration.
+    ///
+    /// # Errors
+    /// When it does not get ready again.
+    pub fn start_again(&mut self) -> Result<()> {
         let config = self.daemon.config().clone();
         self.daemon = Daemon::start(&self.lab, &eipnat_binary()?, config)?;
         Ok(())

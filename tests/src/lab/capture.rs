@@ -1,5 +1,6 @@
 //! A judge on the wire: tcpdump, and what it saw.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufReader;
 use std::net::Ipv4Addr;
@@ -12,7 +13,7 @@ use etherparse::{IpNumber, Ipv4HeaderSlice, LaxNetSlice, LaxSlicedPacket};
 use pcap_file::pcap::PcapReader;
 use rustix::process::Signal;
 
-use super::{Namespace, Process};
+use super::{Meter, Namespace, Process};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -123,4 +124,19 @@ fn parse(frame: &[u8]) -> Result<Packet> {
         total_len: u64::from(header.total_len()),
         bytes: frame[start..].to_vec(),
     })
+}
+
+/// What each of these EIPs has carried, as far as packets on the public side tell.
+#[must_use]
+pub fn meters_on_the_wire(packets: &[Packet], eips: &[Ipv4Addr]) -> BTreeMap<Ipv4Addr, Meter> {
+    let amount = |end: fn(&Packet) -> Ipv4Addr, eip: Ipv4Addr| {
+        let packets = packets.iter().filter(|packet| end(packet) == eip);
+        packets.fold((0, 0), |(bytes, count), packet| (bytes + packet.total_len, count + 1))
+    };
+    let meter = |eip: &Ipv4Addr| {
+        let (in_bytes, in_packets) = amount(|packet| packet.destination, *eip);
+        let (out_bytes, out_packets) = amount(|packet| packet.source, *eip);
+        (*eip, Meter { in_bytes, in_packets, out_bytes, out_packets })
+    };
+    eips.iter().map(meter).collect()
 }

@@ -146,6 +146,24 @@ pub struct Meter {
 }
 
 impl Meter {
+    /// Adds a record of `eipnat usage`.
+    ///
+    /// # Errors
+    /// When one of its four counts is not there.
+    pub fn add(&mut self, record: &Value) -> Result<()> {
+        let Self { in_bytes, in_packets, out_bytes, out_packets } = self;
+        let sums = [
+            ("in_bytes", in_bytes),
+            ("in_packets", in_packets),
+            ("out_bytes", out_bytes),
+            ("out_packets", out_packets),
+        ];
+        for (name, sum) in sums {
+            *sum += record[name].as_u64().with_context(|| format!("no {name} in {record}"))?;
+        }
+        Ok(())
+    }
+
     /// Finds an EIP's four counters in the text of `/metrics`.
     ///
     /// # Errors
@@ -352,6 +370,19 @@ impl Daemon {
     /// When `/metrics` does not tell.
     pub fn meter(&self, eip: Ipv4Addr) -> Result<Meter> {
         Meter::parse(&self.metrics()?, eip)
+    }
+
+    /// What an EIP is billed for, all its records together.
+    ///
+    /// # Errors
+    /// When `eipnat usage` does not tell.
+    pub fn usage(&self, eip: Ipv4Addr) -> Result<Meter> {
+        let records = self.json(&["usage", "--eip", &eip.to_string()])?;
+        let mut sum = Meter::default();
+        for record in records.as_array().context("no list")? {
+            sum.add(record)?;
+        }
+        Ok(sum)
     }
 
     /// The value of the one metric that begins like this, such as `eipnat_bindings ` or

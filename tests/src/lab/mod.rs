@@ -23,7 +23,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 
 pub use bed::{Bed, Setup, pins};
-pub use capture::{Capture, Packet};
+pub use capture::{Capture, Packet, meters_on_the_wire};
 pub use chain::{Chain, INNER_ROUTER, Side};
 pub use daemon::{
     Config, Daemon, METRICS, Meter, beside_this_program, datapath, default_pool, eipnat_binary, refused,

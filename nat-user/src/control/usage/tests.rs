@@ -187,7 +187,7 @@ fn an_older_state_that_is_put_back_takes_no_bill_back() {
     flush(&mut control, 5);
     carry(&dataplane, 0, 3);
     drop(control);
-    crate::store::restore(directory.path(), &backup).unwrap();
+    store::restore(directory.path(), &backup).unwrap();
     let control = start(directory.path(), &dataplane, 10);
     assert_eq!(lines(&control, 10), ["203.0.113.0 acme - 2 3 100", "203.0.113.1 zeta - 4 10 33"]);
     assert_eq!(control.carried(EIP).unwrap(), Carried::default());

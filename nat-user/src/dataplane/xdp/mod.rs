@@ -108,7 +108,7 @@ impl XdpDataplane {
             if !is_first {
                 return error;
             }
-            match remove(&config.pin_path, directories_made) {
+            match remove(&config.pin_path, directories_made, |_| Ok(())) {
                 Ok(()) => error,
                 Err(second) => error.context(format!("and cleaning up failed: {second:#}")),
             }
@@ -244,7 +244,7 @@ impl XdpDataplane {
     fn undo(&mut self) -> anyhow::Result<()> {
         self.ports.release();
         if self.is_first() {
-            return remove(&self.config.pin_path, self.node.directories_made);
+            return remove(&self.config.pin_path, self.node.directories_made, |_| Ok(()));
         }
         self.ports.take_back(&mut self.maps)?;
         if self.is_new {
@@ -267,23 +267,54 @@ impl Drop for XdpDataplane {
 }
 
 /// Detaches the program from its interfaces, puts their sysctls back and removes everything under `pin_path`. A
-/// daemon that runs on it is asked to end first. Fine if there is nothing.
+/// daemon that runs on it is asked to end first. Fine if there is nothing. When no packet is counted any more, `settle` may
+/// read the counters for the last time.
 ///
 /// # Errors
 /// If the daemon does not end, or something cannot be removed.
-pub fn unload(pin_path: &Path) -> anyhow::Result<()> {
+pub fn unload(
+    pin_path: &Path,
+    settle: impl FnOnce(&LastCounts<'_>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     checks::root()?;
     if !bpffs::is_bpffs(pin_path) {
         debug!("nothing is pinned at {}", pin_path.display());
         return Ok(());
     }
     let _lock = PinLock::take_from_daemon(pin_path)?;
-    remove(pin_path, 0)
+    remove(pin_path, 0, settle)
+}
+
+/// What a datapath has counted whose program is off.
+#[derive(Debug)]
+pub struct LastCounts<'a>(&'a [&'a Generation]);
+
+impl LastCounts<'_> {
+    /// What its meters are told from others by: [`Dataplane::meters_id`]; `None` if there are none.
+    #[must_use]
+    pub fn meters_id(&self) -> Option<[u8; 16]> {
+        self.0.last().map(|generation| generation.node.id)
+    }
+
+    /// What each meter shows that counts for whom it is to count.
+    ///
+    /// # Errors
+    /// If the maps cannot be read.
+    pub fn meters(&self, owners: &Owners) -> anyhow::Result<BTreeMap<u32, Meter>> {
+        let first = self.0.iter().rposition(|generation| generation.is_current()).unwrap_or(0);
+        let mut sums = Sums::default();
+        self.0[first..].iter().try_for_each(|generation| generation.add_to(&mut sums, owners))?;
+        Ok(sums.meters)
+    }
 }
 
 /// Takes the datapath under `pin_path` apart. What cannot be undone is no reason to leave the rest; it is told in the end.
 /// The caller holds the lock.
-fn remove(pin_path: &Path, directories_made: u8) -> anyhow::Result<()> {
+fn remove(
+    pin_path: &Path,
+    directories_made: u8,
+    settle: impl FnOnce(&LastCounts<'_>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let mut findings = Findings::default();
     generations::restore_pins(pin_path, &mut findings);
     let generations = Generation::all(pin_path).unwrap_or_else(|error| {
@@ -296,6 +327,7 @@ fn remove(pin_path: &Path, directories_made: u8) -> anyhow::Result<()> {
         findings.check(generation.ports().map(|ports| told.extend(ports)));
     }
     ports::detach_all(pin_path, &told, &mut findings);
+    findings.check(quiesce().and_then(|()| settle(&LastCounts(&open))));
     if let Some(first) = open.first() {
         let before = first.node.all_send_redirects_before;
         findings.check(sysctls::set_all_send_redirects(before).map(drop));
@@ -400,6 +432,12 @@ fn public_ip(config: &config::Datapath, interfaces: &[Interface]) -> Option<Ipv4
     config.public_ip.or_else(|| addresses.find(|address| addresses::may_be_public(*address)))
 }
 
+/// Returns when no packet is under way any more that was when it was called.
+fn quiesce() -> anyhow::Result<()> {
+    // kernel: MEMBARRIER_CMD_GLOBAL is synchronize_rcu(), and XDP programs run under RCU.
+    membarrier(MembarrierCommand::Global).context("cannot wait for the packets under way (membarrier)")
+}
+
 impl Dataplane for XdpDataplane {
     fn some_halves(&self, place: Place, count: u32) -> anyhow::Result<(Vec<Half>, Option<Place>)> {
         let (some, next) = self.maps.some_halves(place, count)?;
@@ -431,8 +469,7 @@ impl Dataplane for XdpDataplane {
     }
 
     fn quiesce(&mut self) -> anyhow::Result<()> {
-        // kernel: MEMBARRIER_CMD_GLOBAL is synchronize_rcu(), and XDP programs run under RCU.
-        membarrier(MembarrierCommand::Global).context("cannot wait for the packets under way (membarrier)")
+        quiesce()
     }
 
     fn activate(&mut self, owners: &Owners) -> anyhow::Result<()> {
