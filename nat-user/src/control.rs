@@ -1,5 +1,6 @@
 //! The control plane in one piece: a command goes through the model, the store and the datapath, in this order.
 
+mod attached;
 mod usage;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -19,6 +20,7 @@ use crate::model::{Carried, Change, Closing, Command, ImportError, Line, Model, 
 use crate::reconcile::{self, Patrol};
 use crate::store::Store;
 use crate::usage::Entries;
+pub use attached::Attached;
 
 /// How many waiting VMs get their public IP before others have a turn.
 const SERVED_AT_ONCE: u32 = 16;

@@ -22,4 +22,5 @@ pub mod reconcile;
 pub mod store;
 #[cfg(test)]
 mod testing;
+pub mod top;
 pub mod usage;

@@ -23,8 +23,8 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::types::{
-    AddressDrops, Allocate, Attach, Counters, CreateVm, Eip, Failure, Imported, Pool, Stats, Status,
-    UsagePage, UsageQuery, Vm,
+    AddressDrops, Allocate, Attach, Counters, CreateVm, Eip, Failure, Imported, Pool, Stats, Status, Top,
+    TopQuery, UsagePage, UsageQuery, Vm,
 };
 use crate::model::Name;
 
@@ -76,6 +76,15 @@ impl Client {
     /// As [`Client::status`].
     pub async fn stats(&self) -> Result<Stats> {
         self.call(Method::GET, "/v1/stats", None::<()>).await
+    }
+
+    /// The EIPs that carry most just now; the answer takes as long as the interval that is asked for.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn top(&self, query: &TopQuery) -> Result<Top> {
+        let query = serde_urlencoded::to_string(query).map_err(|error| Error::Broken(error.into()))?;
+        self.call(Method::GET, &format!("/v1/top?{query}"), None::<()>).await
     }
 
     /// Every pool.

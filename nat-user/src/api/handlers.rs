@@ -15,6 +15,7 @@ use super::{ApiError, import as lines, types};
 use crate::control::{self, Control, Shared};
 use crate::model::{Allocation, Command, Model, Name, Subject};
 use crate::store;
+use crate::top;
 
 type Answer<T> = Result<Json<T>, ApiError>;
 type Eip = Result<Path<Ipv4Addr>, PathRejection>;
@@ -27,22 +28,7 @@ type VmName = Result<Path<Name>, PathRejection>;
     responses((status = OK, body = types::Status), (status = "default", body = types::Failure))
 )]
 pub(super) async fn status(State(control): State<Shared>) -> Answer<types::Status> {
-    let status = |control: &mut Control| {
-        let problems = control.problems();
-        types::Status {
-            ready: problems.is_empty(),
-            revision: control.revision(),
-            bindings: control.model().bound(),
-            interfaces: control.ports(),
-            problems,
-            repairs: control.last_repair().map(|(at, what)| types::Repairs {
-                count: control.repairs(),
-                last_at: humantime::format_rfc3339_seconds(*at).to_string(),
-                last: what.clone(),
-            }),
-        }
-    };
-    Ok(Json(control::call(&control, status).await?))
+    Ok(Json(control::call(&control, |control| types::Status::of(control)).await?))
 }
 
 /// Packets by what became of them.
@@ -54,6 +40,22 @@ pub(super) async fn status(State(control): State<Shared>) -> Answer<types::Statu
 pub(super) async fn stats(State(control): State<Shared>) -> Answer<types::Stats> {
     let verdicts = control::call(&control, |control| control.verdicts()).await??;
     Ok(Json((&verdicts).into()))
+}
+
+/// The EIPs that carry most just now: what they have carried within an interval, at whose end the answer comes.
+#[utoipa::path(
+    get,
+    path = "/v1/top",
+    params(types::TopQuery),
+    responses((status = OK, body = types::Top), (status = "default", body = types::Failure))
+)]
+pub(super) async fn top(
+    State(control): State<Shared>,
+    query: Result<Query<types::TopQuery>, QueryRejection>,
+) -> Answer<types::Top> {
+    let Query(query) = query?;
+    let question = query.question().map_err(|what| ApiError(StatusCode::BAD_REQUEST, what))?;
+    Ok(Json(top::measure(&control, question).await?))
 }
 
 /// Every pool.

@@ -43,6 +43,9 @@ const MAX_IMPORT: usize = 128 * 1024 * 1024;
 /// How long a request may take to arrive and to be answered.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How many may look at the rates at one time.
+const MAX_VIEWS: usize = 4;
+
 /// How long one may take that carries a whole state.
 const LONG_PATIENCE: Duration = Duration::from_mins(15);
 
@@ -88,21 +91,23 @@ fn routes() -> OpenApiRouter<Shared> {
     ))]
     struct Document;
 
-    // One at a time: each takes as much memory as the whole state.
-    let place = Arc::new(Semaphore::new(1));
     let long = OpenApiRouter::new()
         .routes(routes!(handlers::import).layer(DefaultBodyLimit::max(MAX_IMPORT)))
         .routes(routes!(handlers::backup))
         .layer(middleware::from_fn_with_state(LONG_PATIENCE, in_time))
-        .layer(middleware::from_fn(move |request: Request, next: Next| {
-            let place = Arc::clone(&place);
-            async move {
-                match place.try_acquire() {
-                    Ok(_place) => next.run(request).await,
-                    Err(_) => another_is_under_way().into_response(),
-                }
-            }
-        }));
+        // Each takes as much memory as the whole state.
+        .layer(middleware::from_fn_with_state(
+            Places::new(1, "another import or backup is under way"),
+            in_place,
+        ));
+    let views = OpenApiRouter::new()
+        .routes(routes!(handlers::top))
+        .layer(middleware::from_fn_with_state(PATIENCE, in_time))
+        // Each takes 40 bytes an EIP.
+        .layer(middleware::from_fn_with_state(
+            Places::new(MAX_VIEWS, "too many look at the rates already"),
+            in_place,
+        ));
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(handlers::status))
         .routes(routes!(handlers::stats))
@@ -116,7 +121,33 @@ fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(handlers::vms))
         .routes(routes!(handlers::show_vm, handlers::create_vm, handlers::destroy_vm))
         .layer(middleware::from_fn_with_state(PATIENCE, in_time))
+        .merge(views)
         .merge(long)
+}
+
+/// Room for requests of a kind.
+#[derive(Clone)]
+struct Places {
+    free: Arc<Semaphore>,
+    /// What is told to whoever finds no room.
+    full: &'static str,
+}
+
+impl Places {
+    fn new(count: usize, full: &'static str) -> Self {
+        Self { free: Arc::new(Semaphore::new(count)), full }
+    }
+}
+
+/// Refuses a request for which there is no room.
+async fn in_place(State(places): State<Places>, request: Request, next: Next) -> Response {
+    match places.free.try_acquire() {
+        Ok(_place) => next.run(request).await,
+        Err(_) => {
+            let what = format!("{}; try again when it has ended", places.full);
+            ApiError(StatusCode::SERVICE_UNAVAILABLE, what).into_response()
+        }
+    }
 }
 
 /// Gives a request up that takes too long.
@@ -126,11 +157,6 @@ async fn in_time(State(patience): State<Duration>, request: Request, next: Next)
             format!("the request did not arrive, or was not answered, within {} s", patience.as_secs());
         ApiError(StatusCode::REQUEST_TIMEOUT, what).into_response()
     })
-}
-
-fn another_is_under_way() -> ApiError {
-    let what = "another import or backup is under way; try again when it has ended";
-    ApiError(StatusCode::SERVICE_UNAVAILABLE, what.to_owned())
 }
 
 fn too_many(rate: NonZeroU32) -> ApiError {

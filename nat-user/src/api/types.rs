@@ -1,5 +1,6 @@
 //! The JSON that the API speaks.
 
+mod top;
 mod usage;
 
 use std::collections::BTreeMap;
@@ -10,8 +11,10 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::control::Control;
 use crate::dataplane::{self, Port};
 use crate::model::{self, Carried, Model, Name};
+pub use top::{PacketRates, Rates, SortBy, Top, TopQuery, TopRow};
 pub use usage::{Instant, UsagePage, UsageQuery, UsageRow};
 
 /// An EIP.
@@ -116,6 +119,26 @@ pub struct Status {
     /// What was mended of the datapath since the daemon started; absent if nothing was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repairs: Option<Repairs>,
+}
+
+impl Status {
+    /// The state of a control plane.
+    #[must_use]
+    pub fn of(control: &Control) -> Self {
+        let problems = control.problems();
+        Self {
+            ready: problems.is_empty(),
+            revision: control.revision(),
+            bindings: control.model().bound(),
+            interfaces: control.ports(),
+            problems,
+            repairs: control.last_repair().map(|(at, what)| Repairs {
+                count: control.repairs(),
+                last_at: humantime::format_rfc3339_seconds(*at).to_string(),
+                last: what.clone(),
+            }),
+        }
+    }
 }
 
 /// What was mended of the datapath.

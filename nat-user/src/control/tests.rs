@@ -332,3 +332,39 @@ async fn a_call_that_nobody_waits_for_any_more_is_not_carried_out() {
     let eips = call(&control, |control| control.model().eips().count()).await.unwrap();
     assert_eq!(eips, 0);
 }
+
+#[test]
+fn attached_eips_come_in_pieces_and_with_their_own_meters_alone() {
+    let dataplane = MemoryDataplane::new(4);
+    let mut control = start(&dataplane);
+    for _ in 0..4 {
+        execute(&mut control, &ALLOCATE).unwrap();
+    }
+    let eip = |last| Ipv4Addr::new(203, 0, 113, last);
+    let attach = |control: &mut Control, last, host| {
+        let target = Target::PrivateIp(Ipv4Addr::new(10, 0, 0, host));
+        execute(control, &Command::Attach { eip: eip(last), target, reassign: false }).unwrap();
+    };
+    for (last, host) in [(0, 2), (2, 3), (3, 4)] {
+        attach(&mut control, last, host);
+    }
+    let (mut all, mut next, mut looks) = (Vec::new(), Some(Ipv4Addr::UNSPECIFIED), 0);
+    while let Some(from) = next {
+        let (some, after) = control.attached_from(from, 2);
+        all.extend(some);
+        next = after;
+        looks += 1;
+    }
+    let attached = |last, meter| Attached { eip: eip(last), meter };
+    assert_eq!((all.as_slice(), looks), (&[attached(0, 0), attached(2, 1), attached(3, 2)][..], 2));
+    assert_eq!(control.attached_from(Ipv4Addr::UNSPECIFIED, 100), (all.clone(), None));
+    assert_eq!(control.attached_from(eip(3), 100), (vec![attached(3, 2)], None));
+
+    dataplane.state().meters[2].in_bytes = 7;
+    execute(&mut control, &Command::Detach(eip(0))).unwrap();
+    execute(&mut control, &Command::Detach(eip(2))).unwrap();
+    attach(&mut control, 2, 5);
+    let seen: Vec<_> = control.metered_of(&all).unwrap();
+    assert_eq!(seen.len(), 1, "one has no meter any more, and one another: {seen:?}");
+    assert_eq!((seen[0].0, seen[0].1.in_bytes), (attached(3, 2), 7));
+}
