@@ -141,13 +141,11 @@ impl Places {
 
 /// Refuses a request for which there is no room.
 async fn in_place(State(places): State<Places>, request: Request, next: Next) -> Response {
-    match places.free.try_acquire() {
-        Ok(_place) => next.run(request).await,
-        Err(_) => {
-            let what = format!("{}; try again when it has ended", places.full);
-            ApiError(StatusCode::SERVICE_UNAVAILABLE, what).into_response()
-        }
+    if let Ok(_place) = places.free.try_acquire() {
+        return next.run(request).await;
     }
+    let what = format!("{}; try again when it has ended", places.full);
+    ApiError(StatusCode::SERVICE_UNAVAILABLE, what).into_response()
 }
 
 /// Gives a request up that takes too long.

@@ -2,10 +2,11 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 
-use crate::api::types::Instant;
+use crate::api::types::{Instant, SortBy, TopQuery};
 use crate::config::DEFAULT_SOCKET;
 use crate::model::Name;
 
@@ -25,7 +26,7 @@ pub(super) struct Cli {
     pub(super) command: Command,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Output {
     Table,
     Json,
@@ -78,12 +79,47 @@ pub(super) enum Command {
         #[arg(long, value_name = "T")]
         to: Option<Instant>,
     },
+    /// Show live which EIPs carry most, and why packets are dropped; `h` tells the keys
+    Top(Top),
     /// Show packets by verdict, and dropped ones by reason
     Stats {
         /// Say of every counter what it means and what to do (in tables)
         #[arg(long)]
         explain: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Top {
+    /// Measure for so many seconds, again and again
+    #[arg(long, value_name = "SECS", default_value = "1", value_parser = seconds)]
+    pub(super) interval: Duration,
+    /// Show at most so many EIPs
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = value_parser!(u16).range(1..=1000))]
+    pub(super) limit: u16,
+    /// What comes first
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) sort: SortBy,
+    /// The last ones first
+    #[arg(long)]
+    pub(super) reverse: bool,
+    /// EIPs of this account alone
+    #[arg(long)]
+    pub(super) account: Option<Name>,
+    /// EIPs and private IPs that begin with this or are in this network, VMs and accounts with this in their names
+    #[arg(long, value_name = "TEXT")]
+    pub(super) filter: Option<String>,
+    /// Measure once and print it, without a terminal too
+    #[arg(long)]
+    pub(super) once: bool,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let [shortest, longest] = TopQuery::INTERVALS_MS.map(Duration::from_millis);
+    let duration = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    duration.filter(|duration| (shortest..=longest).contains(duration)).ok_or_else(|| {
+        format!("not a number of seconds from {} to {}", shortest.as_secs_f64(), longest.as_secs_f64())
+    })
 }
 
 #[derive(Debug, Subcommand)]

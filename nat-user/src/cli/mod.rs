@@ -2,6 +2,7 @@
 
 mod args;
 mod render;
+mod top;
 mod usage;
 
 use std::ffi::OsString;
@@ -73,6 +74,7 @@ fn execute(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<()> {
             let stats = ask(cli, async |daemon| daemon.stats().await)?;
             show(cli, out, &stats, |stats| render::stats(stats, *explain))
         }
+        Command::Top(options) => top::run(cli, options, out),
         Command::Pool(Pool::List) => {
             let pools = ask(cli, async |daemon| daemon.pools().await)?;
             show_list(cli, out, &pools, render::pools)

@@ -171,7 +171,7 @@ fn explained(table: &str, texts: impl IntoIterator<Item = Vec<&'static str>>) ->
 }
 
 /// A table without rules; `right` are the columns of numbers.
-fn table<const N: usize>(
+pub(super) fn table<const N: usize>(
     header: Option<[&str; N]>,
     rows: impl IntoIterator<Item = [String; N]>,
     right: &[usize],

@@ -65,17 +65,15 @@ pub struct Ranking {
 
 impl Ranking {
     /// Who comes first. Equal ones stand by address, so that they do not change places from one view to the next.
-    fn compare(
-        &self,
-        (left, left_rates): &(Ipv4Addr, Rates),
-        (right, right_rates): &(Ipv4Addr, Rates),
-    ) -> Ordering {
-        let by_rate = self.sort.rate(right_rates).total_cmp(&self.sort.rate(left_rates));
-        let by_rate = if self.reverse { by_rate.reverse() } else { by_rate };
-        let by_address = left.cmp(right);
-        let by_address =
-            if self.reverse && self.sort == SortBy::Eip { by_address.reverse() } else { by_address };
-        by_rate.then(by_address)
+    #[must_use]
+    pub fn compare(&self, left: (Ipv4Addr, &Rates), right: (Ipv4Addr, &Rates)) -> Ordering {
+        let by_rate = self.sort.rate(right.1).total_cmp(&self.sort.rate(left.1));
+        let by_address = left.0.cmp(&right.0);
+        match (self.reverse, self.sort) {
+            (false, _) => by_rate.then(by_address),
+            (true, SortBy::Eip) => by_address.reverse(),
+            (true, _) => by_rate.reverse().then(by_address),
+        }
     }
 }
 
@@ -129,7 +127,9 @@ impl Tally {
 
     fn prune(&mut self) {
         let ranking = self.ranking;
-        self.ranked.rows.sort_unstable_by(|left, right| ranking.compare(left, right));
+        self.ranked
+            .rows
+            .sort_unstable_by(|left, right| ranking.compare((left.0, &left.1), (right.0, &right.1)));
         self.ranked.rows.truncate(ranking.limit);
     }
 }

@@ -65,7 +65,7 @@ fn the_daemon_answers_who_carries_most() {
     assert!(total > 0.0 && (seen.total.in_bps - total).abs() < 1.0, "{seen:?}");
     let drops: Vec<&str> = seen.packets.drops.keys().map(String::as_str).collect();
     assert_eq!(drops, ["ip_checksum"]);
-    assert!(seen.packets.drop > 0.0 && seen.packets.forward == 0.0);
+    assert!(seen.packets.drop > 0.0 && seen.packets.forward <= 0.0);
 
     let last = under_traffic(&daemon, || top(&daemon, "interval_ms=100&limit=1&reverse=true").unwrap());
     assert_eq!((order(&last), last.matching), (vec![0], 3));
