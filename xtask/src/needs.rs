@@ -75,6 +75,7 @@ pub(crate) const NEEDS: &[Need] = &[
     package(Profile::Test, "bpftool", &["bpftool"], "takes programs off behind the daemon's back"),
     package(Profile::Test, "traceroute", &["traceroute"], "finds the routers on the way, in tests"),
     package(Profile::Test, "socat", &["socat"], "holds sockets with options of their own, in tests"),
+    package(Profile::Test, "tmux", &["tmux"], "a terminal for `eipnat top`, whose screen tests can read"),
     package(Profile::Test, "g++", &["g++"], "compiles libFuzzer, which drives the fuzzers"),
     package(Profile::Test, "nft", &["nftables"], "the kernel's own NAT, which eipnat is compared with"),
     Need {
@@ -82,6 +83,13 @@ pub(crate) const NEEDS: &[Need] = &[
         program: "prometheus",
         packages: &["prometheus"],
         why: "scrapes the daemon's metrics in a test",
+        how: How::ProgramAlone,
+    },
+    Need {
+        profile: Profile::Test,
+        program: "promtool",
+        packages: &["prometheus"],
+        why: "checks the rules for Prometheus, and tries them out",
         how: How::ProgramAlone,
     },
     package(

@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
 /// The Debian package of each program that the lab and the tests call.
-const PACKAGES: [(&str, &str); 12] = [
+const PACKAGES: [(&str, &str); 14] = [
     ("bpftool", "bpftool"),
     ("strace", "strace"),
     ("ip", "iproute2"),
@@ -25,6 +25,8 @@ const PACKAGES: [(&str, &str); 12] = [
     ("traceroute", "traceroute"),
     ("socat", "socat"),
     ("prometheus", "prometheus"),
+    ("promtool", "prometheus"),
+    ("tmux", "tmux"),
     ("setpriv", "util-linux"),
 ];
 
