@@ -1,5 +1,6 @@
 //! `eipnat top` as an engineer uses it: in a terminal of 80 columns and 24 rows, while traffic passes.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -50,7 +51,7 @@ fn row(lines: &[String], index: usize) -> Option<(String, Vec<f64>)> {
     Some((eip.to_owned(), rates.filter(|rates| rates.len() == 4)?))
 }
 
-fn is_row(lines: &[String], index: usize, eip: impl ToString) -> bool {
+fn is_row(lines: &[String], index: usize, eip: Ipv4Addr) -> bool {
     row(lines, index).is_some_and(|(first, _)| first == eip.to_string())
 }
 
@@ -71,7 +72,7 @@ fn command(bed: &Bed, options: &str) -> Result<String> {
 /// The terminal is as it was before.
 fn check_restored(screen: &Screen, code: &str) -> Result<()> {
     let said = format!("exit code {code}");
-    let lines = screen.wait_for("the shell again", |lines| lines.iter().any(|line| *line == said))?;
+    let lines = screen.wait_for("the shell again", |lines| lines.contains(&said))?;
     assert_eq!(lines[0], "before", "{lines:#?}");
     assert!(!lines.iter().any(|line| line.contains("eipnat top")), "{lines:#?}");
     let modes =
