@@ -1,17 +1,10 @@
 //! The counters that bills are made from, against a judge on the wire and a real Prometheus server.
 
-use std::process::Command;
-use std::time::{Duration, Instant};
-
-use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use anyhow::{Context, Result};
 use tests::lab::{
-    Bed, Capture, EIP_SPARE, EIP1, EIP2, FAR, INTERNET, INTERNET_DEVICE, METRICS, Meter, Process, Sender,
-    Setup, Sink, Topology, VM1, WebServer, curl, download, meters_on_the_wire, ping,
+    Bed, Capture, EIP_SPARE, EIP1, EIP2, FAR, INTERNET, INTERNET_DEVICE, Meter, Prometheus, Sender, Setup, Sink,
+    Topology, VM1, WebServer, download, meters_on_the_wire, ping,
 };
-
-/// Where Prometheus listens, in the node's namespace.
-const PROMETHEUS: &str = "127.0.0.1:9090";
 
 #[test]
 fn counters_are_what_a_capture_on_the_wire_sums_up_to() -> Result<()> {
@@ -126,66 +119,22 @@ fn series_stay_across_a_detach_and_end_with_the_release() -> Result<()> {
     })
 }
 
-fn start_prometheus(bed: &Bed) -> Result<Process> {
-    let lab = &bed.lab;
-    let config = lab.file("prometheus.yml");
-    std::fs::write(
-        &config,
-        format!(
-            "global: {{scrape_interval: 1s}}\n\
-             scrape_configs: [{{job_name: eipnat, static_configs: [{{targets: ['{METRICS}']}}]}}]\n"
-        ),
-    )?;
-    let mut command = Command::new("prometheus");
-    command.arg(format!("--config.file={}", config.display()));
-    command.arg(format!("--storage.tsdb.path={}", lab.file("prometheus").display()));
-    command.arg(format!("--web.listen-address={PROMETHEUS}"));
-    let mut prometheus = lab.node.spawn(command, lab.file("prometheus.log"))?;
-    prometheus.wait_for("Server is ready to receive web requests", Duration::from_secs(30))?;
-    Ok(prometheus)
-}
-
-/// Asks Prometheus by its query language; the values of all series that answer.
-fn query(bed: &Bed, promql: &str) -> Result<Vec<String>> {
-    let data = format!("query={promql}");
-    let url = format!("http://{PROMETHEUS}/api/v1/query");
-    let answer = curl(&bed.lab.node, &url, &["--get", "--data-urlencode", &data])?;
-    let answer: Value = serde_json::from_slice(&answer)?;
-    ensure!(answer["status"] == "success", "{promql}: {answer}");
-    let series = answer["data"]["result"].as_array().with_context(|| format!("no result: {answer}"))?;
-    series.iter().map(|one| Ok(one["value"][1].as_str().context("no value")?.to_owned())).collect()
-}
-
-/// Asks until Prometheus has scraped what is expected, or says what it has instead.
-fn expect(bed: &Bed, promql: &str, expected: u64) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(15);
-    loop {
-        let values = query(bed, promql)?;
-        if values == [expected.to_string()] {
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "{promql} is {values:?}, not {expected}");
-        std::thread::sleep(Duration::from_millis(200));
-    }
-}
-
 #[test]
 fn prometheus_answers_with_the_bytes_that_were_sent() -> Result<()> {
     Bed::run(Setup::default(), |bed| {
         let lab = &bed.lab;
-        let mut prometheus = start_prometheus(bed)?;
-        expect(bed, "up{job=\"eipnat\"}", 1)?;
+        let prometheus = Prometheus::start(lab, None)?;
+        prometheus.expect("up{job=\"eipnat\"}", 1)?;
         let sink = Sink::start(&lab.vm1, 7000)?;
         let sender = Sender::start(&lab.internet, (EIP1, 7000), 2000, 1000)?;
         sender.send_more(1500)?;
         let sent = sender.stop()?;
         assert_eq!(sink.stop()?.len() as u64, sent);
         let bytes = sent * 1028;
-        expect(bed, &format!("eipnat_eip_bytes_total{{eip=\"{EIP1}\",direction=\"in\"}}"), bytes)?;
-        expect(bed, &format!("sum by (eip) (eipnat_eip_packets_total{{eip=\"{EIP1}\"}})"), sent)?;
-        expect(bed, "sum(eipnat_eip_bytes_total)", bytes)?;
-        expect(bed, "count(eipnat_eip_bytes_total)", 4)?;
-        prometheus.stop(rustix::process::Signal::TERM, Duration::from_secs(20))?;
-        Ok(())
+        prometheus.expect(&format!("eipnat_eip_bytes_total{{eip=\"{EIP1}\",direction=\"in\"}}"), bytes)?;
+        prometheus.expect(&format!("sum by (eip) (eipnat_eip_packets_total{{eip=\"{EIP1}\"}})"), sent)?;
+        prometheus.expect("sum(eipnat_eip_bytes_total)", bytes)?;
+        prometheus.expect("count(eipnat_eip_bytes_total)", 4)?;
+        prometheus.stop()
     })
 }

@@ -10,6 +10,7 @@ mod daemon;
 mod facility;
 mod namespace;
 mod process;
+mod prometheus;
 mod raw;
 mod screen;
 mod site;
@@ -33,6 +34,7 @@ pub use daemon::{
 pub use facility::may_lack;
 pub use namespace::Namespace;
 pub use process::Process;
+pub use prometheus::Prometheus;
 pub use raw::{Flow, exchange_raw};
 pub use screen::Screen;
 pub use site::{Footprint, signalled, sweep, take_first_signal};
