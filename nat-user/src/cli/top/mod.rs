@@ -40,7 +40,7 @@ pub(super) fn run(cli: &Cli, options: &args::Top, out: &mut dyn Write) -> anyhow
         let top = ask(cli, async |daemon| daemon.top(&query).await)?;
         return show(cli, out, &top, once);
     }
-    if cli.output == Output::Json || !io::stdout().is_terminal() || !io::stdin().is_terminal() {
+    if cli.output != Output::Table || !io::stdout().is_terminal() || !io::stdin().is_terminal() {
         bail!("a live view takes a terminal; write `eipnat top --once` to print one measurement");
     }
     // Without a daemon there is nothing to look at; one that goes later may come back.
