@@ -18,6 +18,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
+pub mod trace;
+pub mod trial;
+
 /// Version of everything in this module. Where the pinned maps carry another one, the daemon makes new maps.
 pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { u32::MAX } else { 5 };
 
@@ -65,8 +68,17 @@ pub mod map {
     /// one forget nothing.
     pub const DROPS_UNBOUND: &str = "DROPS_UNBOUND";
 
+    /// Array with the one element [`Settings`](super::trace::Settings).
+    pub const TRACE: &str = "TRACE";
+    /// Hash: address that is traced -> 1 (`u32`).
+    pub const TRACED: &str = "TRACED";
+    /// Ring buffer of [`Event`](super::trace::Event)s.
+    pub const EVENTS: &str = "EVENTS";
+    /// Per-CPU array with one element: how many events were left out (`u64`).
+    pub const LEFT_OUT: &str = "LEFT_OUT";
+
     /// All of them.
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 16] = [
         NODE,
         PORTS,
         ADDRESSES,
@@ -79,6 +91,10 @@ pub mod map {
         CARRIED_COUNTERS,
         DROPS,
         DROPS_UNBOUND,
+        TRACE,
+        TRACED,
+        EVENTS,
+        LEFT_OUT,
     ];
 }
 
@@ -280,7 +296,8 @@ pub struct Node {
     /// How many meters there are, which is the length of a lane of [`map::METERS`].
     pub meters: u32,
     /// Not read by the program: drawn at random when the counters began at zero. Whoever remembers a reading knows by it
-    /// whether the counters are still the same.
+    /// whether the counters are still the same. Nobody but root does: it
+    /// is also the ticket of a [trial].
     pub id: [u8; 16],
     /// Stands for what a later version may set besides.
     #[cfg(feature = "next-abi")]

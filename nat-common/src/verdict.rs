@@ -174,6 +174,41 @@ impl Counter {
             Self::Drop(reject) => Self::FIRST_DROP + reject as u32,
         }
     }
+
+    /// The counter with that place in the map, if it is taken.
+    #[must_use]
+    pub fn at(index: u32) -> Option<Self> {
+        let of = |first: u32| usize::try_from(index.checked_sub(first)?).ok();
+        match index {
+            0 => Some(Self::Forward),
+            1 => Some(Self::Pass),
+            Self::FIRST_DROP.. => {
+                of(Self::FIRST_DROP).and_then(|at| Reject::ALL.get(at)).copied().map(Self::Drop)
+            }
+            _ => of(Self::FIRST_PUNT).and_then(|at| Punt::ALL.get(at)).copied().map(Self::Punt),
+        }
+    }
+
+    /// `forward`, `pass`, `punt` or `drop`.
+    #[must_use]
+    pub const fn verdict(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Pass => "pass",
+            Self::Punt(_) => "punt",
+            Self::Drop(_) => "drop",
+        }
+    }
+
+    /// The name of the reason, where there is one.
+    #[must_use]
+    pub const fn reason(self) -> Option<&'static str> {
+        match self {
+            Self::Forward | Self::Pass => None,
+            Self::Punt(punt) => Some(punt.name()),
+            Self::Drop(reject) => Some(reject.name()),
+        }
+    }
 }
 
 impl From<&Verdict> for Counter {
@@ -197,7 +232,10 @@ mod tests {
             .into_iter()
             .chain(Punt::ALL.iter().map(|&punt| Counter::Punt(punt)))
             .chain(Reject::ALL.iter().map(|&reject| Counter::Drop(reject)));
-        let indices: Vec<u32> = all.map(Counter::index).collect();
+        let all: Vec<Counter> = all.collect();
+        assert!(all.iter().all(|counter| Counter::at(counter.index()) == Some(*counter)));
+        let indices: Vec<u32> = all.into_iter().map(Counter::index).collect();
+        assert_eq!((Counter::at(31), Counter::at(Counter::COUNT)), (None, None));
         assert!(indices.is_sorted_by(|a, b| a < b), "{indices:?}");
         assert_eq!(indices.last(), Some(&(Counter::COUNT - 1)));
     }

@@ -14,9 +14,12 @@
 )]
 #![expect(clippy::needless_pass_by_value, reason = "the entry point's signature is aya's")]
 
+mod fib;
 mod frame;
 mod maps;
 mod node;
+mod trace;
+mod trial;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::bindings::xdp_md;
@@ -27,14 +30,27 @@ use nat_common::verdict::{Counter, Verdict};
 
 use crate::frame::XdpFrame;
 use crate::node::KernelNode;
+use crate::trial::Trial;
 
 /// Entry point on every uplink and downlink. `frags`: it also takes frames that span several buffers (jumbo MTUs);
 /// all headers stand in the first.
 #[xdp(frags)]
 fn eipnat(ctx: XdpContext) -> u32 {
+    let trial = Trial::of(&ctx);
+    if trace::is_on() && trial.is_real() {
+        trace::begin(&ctx);
+    }
     let mut frame = XdpFrame::new(&ctx);
-    let verdict = pipeline::process(&mut frame, ctx.ingress_ifindex() as u32, &mut KernelNode::new(&ctx));
-    maps::count(Counter::from(&verdict));
+    let mut node = KernelNode::new(&ctx, trial);
+    let verdict = pipeline::process(&mut frame, ctx.ingress_ifindex() as u32, &mut node);
+    if trial.is_real() {
+        maps::count(Counter::from(&verdict));
+        if trace::is_on() {
+            trace::end(&ctx, &verdict);
+        }
+    } else {
+        trial.report(&ctx, &verdict);
+    }
     match verdict {
         // A full queue behind the map is not seen here, only an interface that it does not hold. The daemon puts one in
         // before the pipeline may choose it, and takes it out after, so only somebody else can have taken it out.
@@ -42,11 +58,13 @@ fn eipnat(ctx: XdpContext) -> u32 {
         // The kernel finishes what it got translated: it asks for the neighbour, or fragments.
         Verdict::Pass | Verdict::Punt(_) => XDP_PASS,
         Verdict::Drop(reject) => {
-            frame.log_drop(&ctx, reject);
-            // SAFETY: the context is the one that the program was called with.
-            unsafe {
-                eipnat_remember_drop(ctx.ctx, reject as u32, 1);
-                eipnat_remember_drop(ctx.ctx, reject as u32, 0);
+            if trial.is_real() {
+                frame.log_drop(&ctx, reject);
+                // SAFETY: the context is the one that the program was called with.
+                unsafe {
+                    eipnat_remember_drop(ctx.ctx, reject as u32, 1);
+                    eipnat_remember_drop(ctx.ctx, reject as u32, 0);
+                }
             }
             XDP_DROP
         }
@@ -63,7 +81,8 @@ unsafe extern "C" fn eipnat_remember_drop(ctx: *mut xdp_md, reason: u32, inwards
     let ctx = XdpContext::new(ctx);
     let (mut frame, ifindex) = (XdpFrame::new(&ctx), ctx.ingress_ifindex() as u32);
     let direction = if inwards == 0 { Direction::Out } else { Direction::In };
-    let concerned = pipeline::concerned(&mut frame, ifindex, reason, direction, &mut KernelNode::new(&ctx));
+    let mut node = KernelNode::new(&ctx, Trial::REAL);
+    let concerned = pipeline::concerned(&mut frame, ifindex, reason, direction, &mut node);
     if let Some((address, is_bound)) = concerned {
         maps::remember_drop(address, is_bound, reason);
     }

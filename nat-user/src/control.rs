@@ -16,6 +16,7 @@ use self::usage::Bill;
 pub use self::usage::settle;
 use crate::config::{self, KeyError};
 use crate::dataplane::{AddressDrops, Binding, Dataplane, Half, Mended, Owner, Owners, Port, Verdicts};
+use crate::explain;
 use crate::model::{Carried, Change, Closing, Command, ImportError, Line, Model, Refusal, Subject};
 use crate::reconcile::{self, Patrol};
 use crate::store::Store;
@@ -347,6 +348,26 @@ impl Control {
             *carried = carried.plus(meter);
         }
         Ok(all)
+    }
+
+    /// What would become of a packet, and why.
+    ///
+    /// # Errors
+    /// If the question makes no sense, or the datapath cannot be asked.
+    pub fn explain(&mut self, question: &explain::Question) -> Result<explain::Explanation, explain::Error> {
+        explain::explain(&mut *self.dataplane, self.store.model(), question)
+    }
+
+    /// The addresses that a public address shows itself by: its own and, if it is bound, the private one.
+    ///
+    /// # Errors
+    /// If nobody has it.
+    pub fn shown_by(&self, public_ip: Ipv4Addr) -> Result<Vec<Ipv4Addr>, Error> {
+        let bound = self.dataplane.inbound(public_ip)?;
+        if bound.is_none() {
+            self.model().eip(public_ip)?;
+        }
+        Ok([Some(public_ip), bound.map(|binding| binding.private_ip)].into_iter().flatten().collect())
     }
 
     /// A copy of the store.

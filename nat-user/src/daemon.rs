@@ -26,6 +26,7 @@ use crate::dataplane::Dataplane;
 use crate::dataplane::xdp::{self, ProgramLogger, XdpDataplane};
 use crate::metrics;
 use crate::store::Store;
+use crate::trace::{self, Hub};
 
 /// How often it is looked at what time has brought, and the datapath is compared with what it has to be.
 const TICK: Duration = Duration::from_secs(1);
@@ -109,11 +110,14 @@ pub async fn serve(
     dataplane: Box<dyn Dataplane>,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
+    let mut dataplane = dataplane;
+    let tracer = dataplane.take_tracer().context("the datapath reports to another daemon")?;
     let control = Control::start(store, dataplane, config.usage, SystemTime::now())
         .context("the datapath cannot be set up")?;
     let control: Shared = Arc::new(Mutex::new(control));
     let api = sockets.api.listen()?;
     announce(config, &sockets)?;
+    let (hub, tracing) = Hub::start(tracer)?;
 
     let in_charge = Arc::clone(&control);
     let (stop, stopping) = watch::channel(());
@@ -124,7 +128,7 @@ pub async fn serve(
     tokio::join!(
         server::serve(
             api,
-            api::router(Arc::clone(&control), config.api.rate),
+            api::router(Arc::clone(&control), Arc::clone(&hub), config.api.rate),
             api::MAX_CONNECTION,
             stopped()
         ),
@@ -134,7 +138,8 @@ pub async fn serve(
             metrics::MAX_CONNECTION,
             stopped()
         ),
-        keep_ticking(control, stopped()),
+        keep_ticking(Arc::clone(&control), stopped()),
+        keep_following(Arc::clone(&hub), control, stopped()),
         async {
             tokio::pin!(shutdown);
             tokio::select! {
@@ -146,9 +151,14 @@ pub async fn serve(
             }
             info!("ending; the datapath goes on forwarding");
             notify(NotifyState::Stopping);
+            hub.end();
             drop(stop);
         }
     );
+    // It ends in a moment, and leaves nothing switched on.
+    if tokio::task::spawn_blocking(|| tracing.join()).await?.is_err() {
+        error!("the trace has hit a bug");
+    }
     // What was carried until now is on the bill, whatever becomes of the machine.
     let parts = control::call(&in_charge, |control| control.flush_parts()).await?;
     for part in 0..parts {
@@ -217,6 +227,22 @@ async fn keep_ticking(control: Shared, stop: impl Future<Output = ()>) {
             anyhow::Ok(())
         };
         if let Err(error) = ticked.await {
+            error!("{error:#}");
+        }
+    }
+}
+
+/// Looks again and again where bindings have moved to that are traced.
+async fn keep_following(hub: Arc<Hub>, control: Shared, stop: impl Future<Output = ()>) {
+    let mut ticks = interval(trace::RENEWAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = &mut stop => return,
+        }
+        if let Err(error) = trace::follow(&hub, &control).await {
             error!("{error:#}");
         }
     }

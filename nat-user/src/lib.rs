@@ -16,11 +16,14 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod dataplane;
+pub mod explain;
 pub mod metrics;
 pub mod model;
+pub mod packet;
 pub mod reconcile;
 pub mod store;
 #[cfg(test)]
 mod testing;
 pub mod top;
+pub mod trace;
 pub mod usage;

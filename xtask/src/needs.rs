@@ -66,6 +66,7 @@ pub(crate) const NEEDS: &[Need] = &[
         "turns off checksum offload, which hides wrong checksums on veth",
     ),
     package(Profile::Test, "tcpdump", &["tcpdump"], "captures what came out at the far end"),
+    package(Profile::Test, "tshark", &["tshark"], "reads what eipnat captures"),
     package(
         Profile::Test,
         "strace",

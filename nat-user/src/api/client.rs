@@ -1,5 +1,6 @@
 //! The API from the other side: a connection to the daemon's socket for each request.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::{self, ErrorKind};
 use std::net::Ipv4Addr;
@@ -10,10 +11,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use http_body_util::BodyExt;
-use hyper::body::{Bytes, Frame, SizeHint};
+use hyper::body::{Bytes, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
 use hyper::header::{CONTENT_TYPE, HOST};
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
@@ -26,7 +27,9 @@ use super::types::{
     AddressDrops, Allocate, Attach, Counters, CreateVm, Eip, Failure, Imported, Pool, Stats, Status, Top,
     TopQuery, UsagePage, UsageQuery, Vm,
 };
+use crate::explain::{Explanation, Question};
 use crate::model::Name;
+use crate::trace::Interest;
 
 /// How long the daemon may take to answer: longer than it takes to say that it has taken too long.
 const PATIENCE: Duration = Duration::from_secs(35);
@@ -202,6 +205,32 @@ impl Client {
         self.json(self.exchange(Method::POST, "/v1/import", body, IMPORT_PATIENCE).await?)
     }
 
+    /// What would become of a packet, and why.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn explain(&self, question: &Question) -> Result<Explanation> {
+        self.call(Method::POST, "/v1/explain", Some(question)).await
+    }
+
+    /// Watches packets.
+    ///
+    /// # Errors
+    /// As [`Client::status`].
+    pub async fn trace(&self, interest: &Interest) -> Result<Watch> {
+        let interest = serde_json::to_vec(interest).map_err(|error| Error::Broken(error.into()))?;
+        let body = Body::of(interest, |_| {});
+        let stream =
+            connect(&self.socket, PATIENCE).await.map_err(|error| no_daemon(&self.socket, &error))?;
+        let begin = async { timeout(PATIENCE, begin(stream, Method::POST, "/v1/trace", body)).await? };
+        let answer = begin.await.map_err(|error| self.no_answer(error))?;
+        if answer.status().is_success() {
+            return Ok(Watch { body: answer.into_body(), lines: VecDeque::new(), rest: Vec::new() });
+        }
+        let content = answer.into_body().collect().await.map_err(|error| self.no_answer(error.into()))?;
+        Err(self.failure(&content.to_bytes()))
+    }
+
     /// A copy of the daemon's store.
     ///
     /// # Errors
@@ -252,9 +281,11 @@ impl Client {
         let stream =
             connect(&self.socket, patience).await.map_err(|error| no_daemon(&self.socket, &error))?;
         let exchange = async { timeout(patience, exchange(stream, method, path, body)).await? };
-        exchange.await.map_err(|error| {
-            Error::Broken(error.context(format!("the daemon at {} gave no answer", self.socket.display())))
-        })
+        exchange.await.map_err(|error| self.no_answer(error))
+    }
+
+    fn no_answer(&self, error: anyhow::Error) -> Error {
+        Error::Broken(error.context(format!("the daemon at {} gave no answer", self.socket.display())))
     }
 
     fn not_eipnat(&self) -> Error {
@@ -299,12 +330,61 @@ fn no_daemon(socket: &Path, error: &io::Error) -> Error {
     })
 }
 
+/// Packets that the daemon reports.
+pub struct Watch {
+    body: Incoming,
+    lines: VecDeque<Vec<u8>>,
+    /// What has come of the line after these.
+    rest: Vec<u8>,
+}
+
+impl Watch {
+    /// The next line: a [`Packet`](crate::trace::Packet), or how many were left out. `None` when the daemon ends.
+    ///
+    /// # Errors
+    /// [`Error::Broken`] if the daemon is gone.
+    pub async fn next(&mut self) -> Result<Option<Vec<u8>>> {
+        loop {
+            if let Some(line) = self.lines.pop_front() {
+                return Ok(Some(line));
+            }
+            match self.body.frame().await {
+                Some(Ok(frame)) => {
+                    for part in frame.into_data().unwrap_or_default().split_inclusive(|byte| *byte == b'\n') {
+                        self.rest.extend(part);
+                        if part.ends_with(b"\n") {
+                            self.lines.push_back(std::mem::take(&mut self.rest));
+                        }
+                    }
+                }
+                Some(Err(_)) => {
+                    return Err(Error::Broken(anyhow::anyhow!("the daemon is gone, and the trace with it")));
+                }
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
 async fn exchange(
     stream: UnixStream,
     method: Method,
     path: &str,
     body: Body,
 ) -> anyhow::Result<(StatusCode, Bytes)> {
+    let answer = begin(stream, method, path, body).await?;
+    let status = answer.status();
+    let content = answer.into_body().collect().await.context("the answer was cut short")?.to_bytes();
+    Ok((status, content))
+}
+
+/// Sends a request, and answers the beginning of the answer.
+async fn begin(
+    stream: UnixStream,
+    method: Method,
+    path: &str,
+    body: Body,
+) -> anyhow::Result<Response<Incoming>> {
     let request = Request::builder()
         .method(method)
         .uri(path)
@@ -312,10 +392,7 @@ async fn exchange(
         .header(CONTENT_TYPE, "application/json");
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let answer = sender.send_request(request.body(body)?).await?;
-    let status = answer.status();
-    let content = answer.into_body().collect().await.context("the answer was cut short")?.to_bytes();
-    Ok((status, content))
+    Ok(sender.send_request(request.body(body)?).await?)
 }
 
 /// The body of a request, which tells how far it is sent.

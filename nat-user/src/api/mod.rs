@@ -7,6 +7,7 @@
 pub mod client;
 mod handlers;
 mod import;
+mod probes;
 pub mod server;
 pub mod socket;
 pub mod types;
@@ -21,7 +22,7 @@ use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use governor::{Quota, RateLimiter};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -31,11 +32,16 @@ use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
 
 use crate::control::{self, Shared};
+use crate::explain;
 use crate::model::{Kind, NameError};
 use crate::store::NoCursor;
+use crate::trace::{self, Hub};
 
 /// Largest request body, in bytes.
 const MAX_BODY: usize = 16 * 1024;
+
+/// Largest packet to be explained, in bytes: twice as many digits as bytes, and white space.
+const MAX_QUESTION: usize = 64 * 1024;
 
 /// Largest import, in bytes: a million lines and more.
 const MAX_IMPORT: usize = 128 * 1024 * 1024;
@@ -54,7 +60,7 @@ pub const MAX_CONNECTION: Duration = Duration::from_mins(16);
 
 /// The API over a control plane, for at most `rate` requests a second: each takes the one lock of the control plane, and
 /// many the disk. After a pause, as many are answered at once.
-pub fn router(control: Shared, rate: NonZeroU32) -> Router {
+pub fn router(control: Shared, hub: Arc<Hub>, rate: NonZeroU32) -> Router {
     let (router, openapi) = routes().split_for_parts();
     let limiter = Arc::new(RateLimiter::direct(Quota::per_second(rate)));
     router
@@ -73,6 +79,7 @@ pub fn router(control: Shared, rate: NonZeroU32) -> Router {
                 }
             }
         }))
+        .layer(Extension(hub))
         .with_state(control)
 }
 
@@ -120,6 +127,8 @@ fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(handlers::usage))
         .routes(routes!(handlers::vms))
         .routes(routes!(handlers::show_vm, handlers::create_vm, handlers::destroy_vm))
+        .routes(routes!(probes::explain).layer(DefaultBodyLimit::max(MAX_QUESTION)))
+        .routes(routes!(probes::trace))
         .layer(middleware::from_fn_with_state(PATIENCE, in_time))
         .merge(views)
         .merge(long)
@@ -191,6 +200,21 @@ impl From<control::Error> for ApiError {
 impl From<anyhow::Error> for ApiError {
     fn from(error: anyhow::Error) -> Self {
         control::Error::Failed(error).into()
+    }
+}
+
+impl From<explain::Error> for ApiError {
+    fn from(error: explain::Error) -> Self {
+        match error {
+            explain::Error::Senseless(what) => Self(StatusCode::BAD_REQUEST, what),
+            explain::Error::Failed(error) => error.into(),
+        }
+    }
+}
+
+impl From<trace::Refused> for ApiError {
+    fn from(refused: trace::Refused) -> Self {
+        Self(StatusCode::SERVICE_UNAVAILABLE, refused.to_string())
     }
 }
 

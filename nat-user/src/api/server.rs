@@ -1,17 +1,18 @@
 //! An HTTP server whose every dimension is bounded: connections, requests on each, and time.
 
-use std::future::Future;
+use std::future::{Future, pending};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use axum::Router;
 use axum::serve::Listener;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use log::debug;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// Most connections at one time; more wait in the kernel's backlog.
 const MAX_CONNECTIONS: u32 = 64;
@@ -21,6 +22,25 @@ const MAX_HEAD_DURATION: Duration = Duration::from_secs(5);
 
 /// How long connections may take to end once the server does.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How long a connection may last. Whoever answers its request can let it last for as long as the answer does.
+#[derive(Clone, Debug, Default)]
+pub struct Stay(Arc<AtomicBool>);
+
+impl Stay {
+    /// Takes the limit off. The answer has to be one of which there are few, and which ends when the server does.
+    pub fn for_as_long_as_it_takes(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns when a connection has lasted for too long.
+    async fn is_over(&self, limit: Duration) {
+        sleep(limit).await;
+        if self.0.load(Ordering::Relaxed) {
+            pending::<()>().await;
+        }
+    }
+}
 
 /// Serves `router` on `listener` until `shutdown`, then lets the requests that are under way finish.
 /// A connection carries one request and its answer, within `limit`.
@@ -34,14 +54,16 @@ pub async fn serve<L: Listener>(
     let accept_all = async {
         while let Ok(place) = Arc::clone(&room).acquire_owned().await {
             let (io, _) = listener.accept().await;
-            let service = TowerToHyperService::new(router.clone());
+            let stay = Stay::default();
+            let service = TowerToHyperService::new(router.clone().layer(Extension(stay.clone())));
             tokio::spawn(async move {
                 let mut http = http1::Builder::new();
                 http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(MAX_HEAD_DURATION);
-                match timeout(limit, http.serve_connection(TokioIo::new(io), service)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => debug!("a connection broke: {error}"),
-                    Err(_) => debug!("a connection took longer than {limit:?}"),
+                tokio::select! {
+                    served = http.serve_connection(TokioIo::new(io), service) => {
+                        served.unwrap_or_else(|error| debug!("a connection broke: {error}"));
+                    }
+                    () = stay.is_over(limit) => debug!("a connection took longer than {limit:?}"),
                 }
                 drop(place);
             });

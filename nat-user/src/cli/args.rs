@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 
+use super::packets::{Capture, Explain, Trace};
 use crate::api::types::{Instant, SortBy, TopQuery};
 use crate::config::DEFAULT_SOCKET;
 use crate::model::Name;
@@ -87,6 +88,12 @@ pub(super) enum Command {
         #[arg(long)]
         explain: bool,
     },
+    /// Say what would become of a packet, step by step, by the running program; nothing is sent, counted or billed
+    Explain(Box<Explain>),
+    /// Show packets as they come, a line each, until Ctrl-C
+    Trace(Trace),
+    /// Write packets to a file as they come and as they leave, until Ctrl-C
+    Capture(Capture),
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,7 @@
 //! The command line: a client of the daemon's socket, and the way to start one.
 
 mod args;
+mod packets;
 mod render;
 mod top;
 mod usage;
@@ -75,6 +76,9 @@ fn execute(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<()> {
             show(cli, out, &stats, |stats| render::stats(stats, *explain))
         }
         Command::Top(options) => top::run(cli, options, out),
+        Command::Explain(explain) => packets::explain(cli, explain, out),
+        Command::Trace(trace) => packets::trace(cli, trace, out),
+        Command::Capture(capture) => packets::capture(cli, capture, out),
         Command::Pool(Pool::List) => {
             let pools = ask(cli, async |daemon| daemon.pools().await)?;
             show_list(cli, out, &pools, render::pools)

@@ -1,6 +1,8 @@
 //! A datapath in memory, for tests: it forwards nothing, remembers what it was told, and is as particular about the
 //! order of writes as the kernel is.
 
+mod trials;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,6 +11,8 @@ use anyhow::{bail, ensure};
 use nat_common::abi::Meter;
 use nat_common::verdict::{Punt, Reject};
 
+pub use self::trials::Trace;
+use super::trace::Tracer;
 use super::{AddressDrops, Binding, Dataplane, Half, Mended, Mode, Owners, Place, Port, Role, Verdicts};
 use crate::model;
 
@@ -54,6 +58,8 @@ pub struct State {
     pub active: bool,
     /// What the next [`Dataplane::mend`] answers. The repairs are answered once, the problems until they are taken out.
     pub drift: Mended,
+    /// What it reports.
+    pub trace: Trace,
     /// Whether something was removed or replaced since the last [`Dataplane::quiesce`].
     unsettled: bool,
 }
@@ -79,6 +85,7 @@ impl MemoryDataplane {
             broken: false,
             active: false,
             drift: Mended::default(),
+            trace: Trace::default(),
             unsettled: false,
         })))
     }
@@ -217,5 +224,8 @@ impl Dataplane for MemoryDataplane {
 
     fn capacity(&self) -> u32 {
         self.state().capacity
+    }
+    fn take_tracer(&mut self) -> Option<Box<dyn Tracer>> {
+        Some(Box::new(trials::MemoryTracer(self.clone())))
     }
 }

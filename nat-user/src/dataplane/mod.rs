@@ -2,6 +2,8 @@
 //! ([`memory`]).
 
 pub mod memory;
+pub mod trace;
+pub mod trial;
 pub mod xdp;
 
 use std::collections::HashMap;
@@ -13,6 +15,9 @@ use nat_common::abi::Meter;
 use nat_common::verdict::{Punt, Reject};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use self::trace::Tracer;
+use self::trial::Trials;
 
 /// A public address that stands for a private one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -173,7 +178,7 @@ pub type Owners = HashMap<u32, Owner>;
     clippy::missing_errors_doc,
     reason = "every method fails where the kernel refuses its map operation"
 )]
-pub trait Dataplane: Send {
+pub trait Dataplane: Trials + Send {
     /// About `count` half bindings of one kind that stand in the datapath, in no particular order, and where it goes on;
     /// `None` at the end. What stands from the first of a row of such looks to the last is seen.
     fn some_halves(&self, place: Place, count: u32) -> anyhow::Result<(Vec<Half>, Option<Place>)>;
@@ -222,4 +227,6 @@ pub trait Dataplane: Send {
     fn ports(&self) -> Vec<Port>;
     /// How many bindings there is room for.
     fn capacity(&self) -> u32;
+    /// Its reports of packets, once.
+    fn take_tracer(&mut self) -> Option<Box<dyn Tracer>>;
 }

@@ -314,6 +314,17 @@ impl Daemon {
         run_eipnat(&self.node, &self.eipnat, &all)
     }
 
+    /// Starts an `eipnat` that goes on until it is ended; what it says goes to the file `log`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn watch(&self, args: &[&str], log: PathBuf) -> Result<Process> {
+        let mut command = Command::new(&self.eipnat);
+        command.arg("--socket").arg(self.config.socket()).args(args);
+        clean_environment(&mut command);
+        self.node.spawn(command, log)
+    }
+
     /// Runs a command that has to succeed, and returns its standard output.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
 /// The Debian package of each program that the lab and the tests call.
-const PACKAGES: [(&str, &str); 14] = [
+const PACKAGES: [(&str, &str); 15] = [
     ("bpftool", "bpftool"),
     ("strace", "strace"),
     ("ip", "iproute2"),
@@ -22,6 +22,7 @@ const PACKAGES: [(&str, &str); 14] = [
     ("curl", "curl"),
     ("iperf3", "iperf3"),
     ("tcpdump", "tcpdump"),
+    ("tshark", "tshark"),
     ("traceroute", "traceroute"),
     ("socat", "socat"),
     ("prometheus", "prometheus"),

@@ -54,7 +54,15 @@ struct Suite {
 /// What this kernel has to show: that every packet comes out as on any other, that daemon, command line and real
 /// clients get along with it, and that its own SCTP, UDP-Lite and ESP, which not every kernel has, cross the node.
 const SUITES: &[Suite] = &[
-    Suite { program: "fixtures", tests: &["in_the_kernel"] },
+    Suite {
+        program: "fixtures",
+        tests: &[
+            "in_the_kernel",
+            "explained_in_the_kernel",
+            "who_does_not_know_the_secret_is_billed",
+            "traced_in_the_kernel",
+        ],
+    },
     Suite { program: "traffic", tests: &["two_armed_native", "two_armed_generic"] },
     Suite { program: "sockets", tests: &["sctp", "udp_lite_with_any_coverage"] },
     Suite { program: "ipsec", tests: &["esp_plain_and_in_udp"] },

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 
 use anyhow::Context as _;
 use ipnet::Ipv4Net;
@@ -10,6 +11,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp};
 use netlink_sys::protocols::NETLINK_ROUTE;
+use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 
 use super::netlink;
 
@@ -56,6 +58,20 @@ impl Interface {
         }
         Ok(interfaces.into_values().collect())
     }
+}
+
+/// The name of an interface.
+pub(super) fn name(index: u32) -> Option<String> {
+    netdevice::index_to_name(any_socket().ok()?, index).ok()
+}
+
+/// The index of an interface.
+pub(super) fn index(name: &str) -> anyhow::Result<u32> {
+    Ok(netdevice::name_to_index(any_socket()?, name)?)
+}
+
+fn any_socket() -> rustix::io::Result<OwnedFd> {
+    socket(AddressFamily::INET, SocketType::DGRAM, None)
 }
 
 impl From<LinkMessage> for Interface {

@@ -32,10 +32,15 @@ pub(super) struct LinkPin {
 pub(super) struct Link(FdLink);
 
 impl Link {
+    /// The id of the program on the link.
+    pub(super) fn program(&self) -> anyhow::Result<u32> {
+        Ok(self.0.info()?.program_id())
+    }
+
     /// The program on the link, if the link is on the interface: it has left it if somebody has detached it, or if the
     /// interface is another one with the same index.
     pub(super) fn program_on(&self, interface: &Interface) -> anyhow::Result<Option<u32>> {
-        let program = self.0.info()?.program_id();
+        let program = self.program()?;
         Ok(interface.programs.contains(&program).then_some(program))
     }
 }

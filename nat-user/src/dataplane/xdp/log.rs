@@ -2,8 +2,8 @@
 
 use log::{Log, Metadata, Record, logger};
 use nat_common::verdict::Reject;
-use rustix::net::netdevice;
-use rustix::net::{AddressFamily, SocketType, socket};
+
+use super::interfaces;
 
 /// What lines of the program appear under.
 const TARGET: &str = "eipnat::xdp";
@@ -19,7 +19,7 @@ impl Log for Names {
 
     fn log(&self, record: &Record<'_>) {
         let line = record.args().to_string();
-        let line = with_names(&line, interface_name).unwrap_or(line);
+        let line = with_names(&line, interfaces::name).unwrap_or(line);
         logger().log(
             &Record::builder().level(record.level()).target(TARGET).args(format_args!("{line}")).build(),
         );
@@ -37,11 +37,6 @@ fn with_names(line: &str, interface_name: impl Fn(u32) -> Option<String>) -> Opt
     let reason = Reject::ALL.get(reason.parse::<usize>().ok()?)?.name();
     let interface = interface_name(ifindex.parse().ok()?).unwrap_or_else(|| format!("interface {ifindex}"));
     Some(format!("drop {reason} on {interface}: {addresses}"))
-}
-
-fn interface_name(ifindex: u32) -> Option<String> {
-    let socket = socket(AddressFamily::INET, SocketType::DGRAM, None).ok()?;
-    netdevice::index_to_name(socket, ifindex).ok()
 }
 
 #[cfg(test)]

@@ -58,10 +58,6 @@ pub(super) struct Maps {
 impl Maps {
     /// Takes the maps out of a loaded object.
     pub(super) fn take(ebpf: &mut Ebpf, capacity: u32) -> anyhow::Result<Self> {
-        fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<M> {
-            let map = ebpf.take_map(name).with_context(|| format!("the program has no map {name}"))?;
-            M::try_from(map).with_context(|| format!("the pinned map {name} has another type"))
-        }
         let meters: Array<MapData, Bytes<Meter>> = take(ebpf, map::METERS)?;
         let carried_meters = take(ebpf, map::CARRIED_METERS)?;
         let carried = carried(&carried_meters).with_context(|| failed(map::CARRIED_METERS))?;
@@ -142,6 +138,24 @@ impl Maps {
             self.ports.insert(ifindex, port, 0).with_context(|| failed(map::PORTS))?;
         }
         Ok(!knows || !leads_there)
+    }
+
+    /// What the program knows of an interface.
+    pub(super) fn port(&self, ifindex: u32) -> anyhow::Result<Option<abi::Port>> {
+        let port = found(self.ports.get(&ifindex, 0)).with_context(|| failed(map::PORTS))?;
+        Ok(port.map(bytemuck::cast))
+    }
+
+    /// What an address is to the program.
+    pub(super) fn kind(&self, addr: Addr) -> anyhow::Result<AddressKind> {
+        let kind =
+            found(self.addresses.get(&Key::new(32, addr), 0)).with_context(|| failed(map::ADDRESSES))?;
+        Ok(kind.map_or(AddressKind::Other, AddressKind::from_number))
+    }
+
+    /// The settings.
+    pub(super) fn node(&self) -> anyhow::Result<Node> {
+        Ok(bytemuck::cast(self.node.get(&0, 0).with_context(|| failed(map::NODE))?))
     }
 
     /// Makes the program forget an interface.
@@ -307,6 +321,12 @@ fn drop_key(address: Ipv4Addr, reason: Reject) -> Bytes<DropKey> {
     bytemuck::cast(DropKey { address: address.octets(), reason: reason as u32 })
 }
 
+/// Takes one map out of a loaded object.
+pub(super) fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<M> {
+    let map = ebpf.take_map(name).with_context(|| format!("the program has no map {name}"))?;
+    M::try_from(map).with_context(|| format!("the pinned map {name} has another type"))
+}
+
 fn inbound_binding(public_ip: Addr, value: Bytes<Inbound>) -> Binding {
     let Inbound { private_ip, tenant, meter, .. } = bytemuck::cast(value);
     Binding { public_ip: public_ip.into(), tenant, private_ip: private_ip.into(), meter }
@@ -319,7 +339,7 @@ fn outbound_binding(key: Bytes<OutboundKey>, value: Bytes<Outbound>) -> Binding 
 }
 
 /// Makes the absence of a key a value.
-fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
+pub(super) fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(MapError::KeyNotFound) => Ok(None),
@@ -330,6 +350,6 @@ fn found<T>(result: Result<T, MapError>) -> Result<Option<T>, MapError> {
     }
 }
 
-fn failed(map: &str) -> String {
+pub(super) fn failed(map: &str) -> String {
     format!("the BPF map {map} cannot be accessed")
 }

@@ -23,6 +23,8 @@ mod offloads;
 mod ports;
 mod sysctls;
 mod targets;
+mod tracer;
+mod trials;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -44,6 +46,8 @@ use self::interfaces::Interface;
 use self::maps::Maps;
 use self::object::{MapPins, Program};
 use self::ports::Ports;
+use self::tracer::XdpTracer;
+use super::trace::Tracer;
 use super::{AddressDrops, Binding, Dataplane, Half, Mended, Owners, Place, Port, Role, Verdicts};
 use crate::config::{self, KeyError};
 use crate::model::{self, PoolSpec};
@@ -60,6 +64,7 @@ pub struct XdpDataplane {
     ports: Ports,
     node: Node,
     logger: Option<ProgramLogger>,
+    tracer: Option<XdpTracer>,
     /// The maps in use.
     generation: PathBuf,
     /// Whether this start made them.
@@ -83,7 +88,7 @@ impl XdpDataplane {
         checks::machine()?;
         let interfaces = Interface::all()?;
         checks::pools(pools, &interfaces)?;
-        let wanted = wanted_ports(config, &interfaces)?;
+        let wanted = ports::wanted(config, &interfaces)?;
         let directories_made = bpffs::prepare(&config.pin_path)?;
         // Held to the end of this function in any case.
         let lock = Arc::new(PinLock::take(&config.pin_path)?);
@@ -146,6 +151,7 @@ impl XdpDataplane {
         let mut maps = Maps::take(&mut ebpf, config.max_bindings).map_err(undo)?;
         let map_pins = MapPins::open(&generation.dir).map_err(undo)?;
         let logger = object::logger(&mut ebpf);
+        let tracer = Some(XdpTracer::take(&mut ebpf).map_err(undo)?);
         if is_new {
             if !earlier.is_empty() {
                 info!(
@@ -169,6 +175,7 @@ impl XdpDataplane {
             ports,
             node,
             logger,
+            tracer,
             generation: generation.dir,
             is_new,
             earlier,
@@ -393,38 +400,6 @@ fn check_room(config: &config::Datapath, earlier: &[Generation]) -> anyhow::Resu
     Ok(())
 }
 
-/// The interfaces of the configuration and how they serve.
-fn wanted_ports<'a>(
-    config: &config::Datapath,
-    interfaces: &'a [Interface],
-) -> anyhow::Result<Vec<(&'a Interface, Role)>> {
-    let mut wanted = Vec::new();
-    let uplinks = config.uplinks.iter().map(|name| (name, "datapath.uplinks"));
-    let downlinks = config.downlinks.iter().filter(|name| !config.uplinks.contains(name));
-    for (name, key) in uplinks.chain(downlinks.map(|name| (name, "datapath.downlinks"))) {
-        let interface = interfaces.iter().find(|interface| interface.name == *name).ok_or_else(|| {
-            KeyError::new(key, format!("there is no interface {name}; see `ip link` for their names"))
-        })?;
-        if interface.mac.is_none() {
-            return Err(KeyError::new(
-                key,
-                format!("{name} is no Ethernet interface; name one that has a MAC address"),
-            )
-            .into());
-        }
-        wanted.push((interface, role(config, name)));
-    }
-    Ok(wanted)
-}
-
-fn role(config: &config::Datapath, name: &String) -> Role {
-    match (config.uplinks.contains(name), config.downlinks.contains(name)) {
-        (true, true) => Role::Both,
-        (true, false) => Role::Uplink,
-        _ => Role::Downlink,
-    }
-}
-
 /// The node's own public address. If the configuration names none: the first public one of the uplinks, in their order.
 fn public_ip(config: &config::Datapath, interfaces: &[Interface]) -> Option<Ipv4Addr> {
     let uplinks = config.uplinks.iter().filter_map(|name| interfaces.iter().find(|i| i.name == *name));
@@ -524,5 +499,9 @@ impl Dataplane for XdpDataplane {
 
     fn capacity(&self) -> u32 {
         self.maps.capacity()
+    }
+
+    fn take_tracer(&mut self) -> Option<Box<dyn Tracer>> {
+        self.tracer.take().map(|tracer| Box::new(tracer) as Box<dyn Tracer>)
     }
 }

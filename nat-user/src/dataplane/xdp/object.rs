@@ -25,6 +25,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ei
 /// The program's name in the object, and in `bpftool prog`.
 const PROGRAM: &str = "eipnat";
 
+/// The program in the object that asks the kernel's FIB; loaded when it is needed.
+const FIB_PROGRAM: &str = "eipnat_fib";
+
 /// Name of the program's pin.
 pub(super) const PROGRAM_PIN: &str = "program";
 
@@ -45,7 +48,12 @@ pub(super) fn load(config: &config::Datapath, maps: &Path) -> anyhow::Result<Ebp
     loader.map_max_entries(map::METERS, meters.saturating_mul(meters::lanes()?));
     loader.map_max_entries(map::CARRIED_METERS, meters);
     let mut ebpf = loader.load(OBJECT).map_err(|error| map_error(error, config))?;
-    program(&mut ebpf)?.load().map_err(|error| match error {
+    load_program(program(&mut ebpf, PROGRAM)?)?;
+    Ok(ebpf)
+}
+
+fn load_program(program: &mut Xdp) -> anyhow::Result<()> {
+    program.load().map_err(|error| match error {
         ProgramError::LoadError { io_error, verifier_log } => {
             let log = verifier_log.to_string();
             let last = log.lines().rfind(|line| !line.is_empty() && !line.starts_with("processed"));
@@ -55,8 +63,7 @@ pub(super) fn load(config: &config::Datapath, maps: &Path) -> anyhow::Result<Ebp
             )
         }
         other => anyhow!(other).context("the XDP program cannot be loaded"),
-    })?;
-    Ok(ebpf)
+    })
 }
 
 /// The program that belongs on every interface.
@@ -75,7 +82,7 @@ impl Program {
         maps: &MapPins,
         replace: bool,
     ) -> anyhow::Result<Self> {
-        let own = program(&mut ebpf)?.info()?;
+        let own = program(&mut ebpf, PROGRAM)?.info()?;
         // A program with its log switched on writes to a map of its own, which only the daemon that loaded it reads.
         let may_stay = !replace && !log_enabled!(Level::Debug);
         let pin = pin_path.join(PROGRAM_PIN);
@@ -92,8 +99,17 @@ impl Program {
     pub(super) fn get(&mut self) -> anyhow::Result<&mut Xdp> {
         match &mut self.running {
             Some(running) => Ok(running),
-            None => program(&mut self.ebpf),
+            None => program(&mut self.ebpf, PROGRAM),
         }
+    }
+
+    /// The program that asks the FIB. It has no maps and belongs on no interface.
+    pub(super) fn fib(&mut self) -> anyhow::Result<&mut Xdp> {
+        let fib = program(&mut self.ebpf, FIB_PROGRAM)?;
+        if fib.fd().is_err() {
+            load_program(fib)?;
+        }
+        Ok(fib)
     }
 
     /// Pins it, for `bpftool` and tests, in the place of an earlier one. Answers whether it was not pinned yet.
@@ -167,10 +183,10 @@ fn make_way(pin: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// The one program in the object.
-fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
-    let program = ebpf.program_mut(PROGRAM).context("the object has no program `eipnat`")?;
-    program.try_into().context("the program `eipnat` is no XDP program")
+/// A program in the object.
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Xdp> {
+    let program = ebpf.program_mut(name).with_context(|| format!("the object has no program `{name}`"))?;
+    program.try_into().with_context(|| format!("the program `{name}` is no XDP program"))
 }
 
 fn map_error(error: EbpfError, config: &config::Datapath) -> anyhow::Error {

@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use anyhow::{anyhow, bail};
-use aya::programs::ProgramError;
+use anyhow::{anyhow, bail, ensure};
+use aya::programs::{ProgramError, Xdp};
 use log::warn;
 use nat_common::abi;
 
@@ -175,6 +175,23 @@ impl Ports {
         self.program.pin(&self.pin_path)
     }
 
+    /// The program that runs on an interface.
+    pub(super) fn program_on(&mut self, ifindex: u32) -> anyhow::Result<&mut Xdp> {
+        let program = self.program.get()?;
+        let own = program.info()?.id();
+        let running = self.links.get(&ifindex).map(Link::program).transpose()?;
+        ensure!(
+            running == Some(own),
+            "the program is not on interface {ifindex} just now; ask again in a second, and look at eipnat status"
+        );
+        Ok(program)
+    }
+
+    /// The program that asks the FIB.
+    pub(super) fn fib_program(&mut self) -> anyhow::Result<&mut Xdp> {
+        self.program.fib()
+    }
+
     /// The interfaces as the daemon's users see them.
     pub(super) fn list(&self) -> Vec<Port> {
         let port = |(name, role): &(String, Role)| Port { name: name.clone(), role: *role, mode: self.mode };
@@ -309,6 +326,38 @@ impl Ports {
         })?;
         self.links.insert(interface.index, link);
         Ok(())
+    }
+}
+
+/// The interfaces of the configuration and how they serve.
+pub(super) fn wanted<'a>(
+    config: &config::Datapath,
+    interfaces: &'a [Interface],
+) -> anyhow::Result<Vec<(&'a Interface, Role)>> {
+    let mut wanted = Vec::new();
+    let uplinks = config.uplinks.iter().map(|name| (name, "datapath.uplinks"));
+    let downlinks = config.downlinks.iter().filter(|name| !config.uplinks.contains(name));
+    for (name, key) in uplinks.chain(downlinks.map(|name| (name, "datapath.downlinks"))) {
+        let interface = interfaces.iter().find(|interface| interface.name == *name).ok_or_else(|| {
+            KeyError::new(key, format!("there is no interface {name}; see `ip link` for their names"))
+        })?;
+        if interface.mac.is_none() {
+            return Err(KeyError::new(
+                key,
+                format!("{name} is no Ethernet interface; name one that has a MAC address"),
+            )
+            .into());
+        }
+        wanted.push((interface, role(config, name)));
+    }
+    Ok(wanted)
+}
+
+fn role(config: &config::Datapath, name: &String) -> Role {
+    match (config.uplinks.contains(name), config.downlinks.contains(name)) {
+        (true, true) => Role::Both,
+        (true, false) => Role::Uplink,
+        _ => Role::Downlink,
     }
 }
 

@@ -1,0 +1,191 @@
+//! Reporting of packets to the daemon (see [`nat_common::abi::trace`]).
+//!
+//! Both ends are BPF functions of their own, which the verifier checks once, and a packet that is not traced pays for a load
+//! and a branch.
+
+use core::arch::asm;
+
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
+use aya_ebpf::programs::XdpContext;
+use nat_common::abi::Addr;
+use nat_common::abi::trace::{
+    EVENTS_SIZE, EVERYTHING, Event, HEAD, MAX_SNAP, MAX_TRACED, MIN_SNAP, Settings, WINDOW,
+};
+use nat_common::verdict::{Counter, Verdict};
+use nat_common::wire::{ethernet, ipv4};
+
+#[map]
+static TRACE: Array<Settings> = Array::pinned(1, 0);
+
+#[map]
+static TRACED: HashMap<Addr, u32> = HashMap::pinned(MAX_TRACED, 0);
+
+#[map]
+static EVENTS: RingBuf = RingBuf::pinned(EVENTS_SIZE, 0);
+
+#[map]
+static LEFT_OUT: PerCpuArray<u64> = PerCpuArray::pinned(1, 0);
+
+/// Where an event is put together; larger than the stack.
+#[map]
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+#[repr(C)]
+struct Scratch {
+    event: Event,
+    frame: [u8; MAX_SNAP],
+    /// Whether the head is the present packet's: the trace may have been switched on since it came.
+    begun: u64,
+    /// When this CPU's window began.
+    window: u64,
+    /// How many events it has written since.
+    written: u64,
+}
+
+/// Whether packets are traced.
+#[inline(always)]
+pub(crate) fn is_on() -> bool {
+    TRACE.get(0).is_some_and(|settings| settings.until != 0)
+}
+
+/// Keeps the beginning of the frame as it came.
+#[inline(always)]
+pub(crate) fn begin(ctx: &XdpContext) {
+    // SAFETY: the context is the one that the program was called with.
+    unsafe { eipnat_trace_begin(ctx.ctx) };
+}
+
+/// Reports the packet, if it is one that is traced.
+#[inline(always)]
+pub(crate) fn end(ctx: &XdpContext, verdict: &Verdict) {
+    let egress = if let Verdict::Forward(egress) = verdict { egress.ifindex } else { 0 };
+    // SAFETY: as above.
+    unsafe { eipnat_trace_end(ctx.ctx, Counter::from(verdict).index(), egress) };
+}
+
+/// # Safety
+/// `ctx` must be the context that the program was called with.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn eipnat_trace_begin(ctx: *mut xdp_md) -> u64 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return 0 };
+    // SAFETY: the element belongs to this CPU, and XDP programs do not interrupt each other on one.
+    let scratch = unsafe { &mut *scratch };
+    let event = &mut scratch.event;
+    // SAFETY: helpers; the context is the program's own.
+    unsafe {
+        event.time = bpf_ktime_get_ns();
+        event.ingress = (*ctx).ingress_ifindex;
+        event.length = bpf_xdp_get_buff_len(ctx) as u32;
+    }
+    let length = bounded(u64::from(event.length), HEAD as u64);
+    // SAFETY: as many bytes as the buffer holds, and the frame.
+    let loaded = unsafe { bpf_xdp_load_bytes(ctx, 0, event.head.as_mut_ptr().cast(), length as u32) };
+    scratch.begun = u64::from(loaded == 0);
+    0
+}
+
+/// # Safety
+/// As for [`eipnat_trace_begin`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn eipnat_trace_end(ctx: *mut xdp_md, counter: u32, egress: u32) -> u64 {
+    let (Some(settings), Some(scratch)) = (TRACE.get_ptr_mut(0), SCRATCH.get_ptr_mut(0)) else { return 0 };
+    // SAFETY: the daemon's, whose parts are read one by one; this CPU's.
+    let (settings, scratch) = unsafe { (&mut *settings, &mut *scratch) };
+    let event = &mut scratch.event;
+    if core::mem::take(&mut scratch.begun) == 0 {
+        return 0;
+    }
+    if settings.until < event.time {
+        // Nobody has prolonged it.
+        settings.until = 0;
+        return 0;
+    }
+    let snap = if settings.snap < MIN_SNAP as u32 { MIN_SNAP as u64 } else { u64::from(settings.snap) };
+    let snap = if snap < u64::from(event.length) { snap } else { u64::from(event.length) };
+    let captured = bounded(snap, MAX_SNAP as u64);
+    // SAFETY: as many bytes as the buffer holds, and the frame.
+    let loaded = unsafe { bpf_xdp_load_bytes(ctx, 0, scratch.frame.as_mut_ptr().cast(), captured as u32) };
+    if loaded != 0 || !is_wanted(event, &scratch.frame) {
+        return 0;
+    }
+    if event.time.wrapping_sub(scratch.window) >= WINDOW {
+        scratch.window = event.time;
+        scratch.written = 0;
+    }
+    scratch.written += 1;
+    if scratch.written > u64::from(settings.burst) {
+        return leave_out();
+    }
+    event.counter = counter;
+    event.egress = egress;
+    event.captured = captured as u32;
+    event.padding = 0;
+    let length = bounded(captured, MAX_SNAP as u64) + size_of::<Event>() as u64;
+    // SAFETY: header and frame follow each other in the scratch, and both are written as far as the event reaches; bytes that
+    // a shorter frame leaves in its head are an earlier one's, which the same reader may see.
+    let bytes =
+        unsafe { core::slice::from_raw_parts(core::ptr::from_ref(event).cast::<u8>(), length as usize) };
+    if EVENTS.output::<[u8]>(bytes, 0).is_err() {
+        return leave_out();
+    }
+    0
+}
+
+/// Whether one of the packet's addresses is traced.
+#[inline(always)]
+fn is_wanted(event: &Event, frame: &[u8; MAX_SNAP]) -> bool {
+    if is_traced(EVERYTHING) {
+        return true;
+    }
+    const TYPE: usize = ethernet::HEADER_LEN - 2;
+    const SOURCE: usize = ethernet::HEADER_LEN + ipv4::ADDRESSES;
+    if [frame[TYPE], frame[TYPE + 1]] != ethernet::TYPE_IPV4.to_be_bytes() || event.length < SOURCE as u32 + 8
+    {
+        return false;
+    }
+    let at = |bytes: &[u8], at: usize| [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
+    is_traced(at(&event.head, SOURCE))
+        || is_traced(at(&event.head, SOURCE + 4))
+        || is_traced(at(frame, SOURCE))
+        || is_traced(at(frame, SOURCE + 4))
+}
+
+#[inline(always)]
+fn is_traced(addr: Addr) -> bool {
+    TRACED.get_ptr(addr).is_some()
+}
+
+#[inline(always)]
+fn leave_out() -> u64 {
+    if let Some(left_out) = LEFT_OUT.get_ptr_mut(0) {
+        // SAFETY: as for the scratch.
+        unsafe { *left_out += 1 };
+    }
+    0
+}
+
+/// At least 1 and at most `most`, and the verifier knows it of the very register.
+#[inline(always)]
+fn bounded(length: u64, most: u64) -> u64 {
+    let mut bounded = length;
+    // SAFETY: comparisons of a register.
+    unsafe {
+        asm!(
+            "if {length} != 0 goto 1f",
+            "{length} = 1",
+            "1:",
+            "if {length} <= {most} goto 2f",
+            "{length} = {most}",
+            "2:",
+            length = inout(reg) bounded,
+            most = in(reg) most,
+            options(pure, nomem, nostack),
+        );
+    }
+    bounded
+}

@@ -1,0 +1,158 @@
+//! `eipnat explain`, `trace` and `capture`.
+
+mod args;
+mod files;
+mod render;
+
+use std::fs::File;
+use std::io::{self, Read as _, Write};
+use std::path::Path;
+
+use anyhow::{Context as _, anyhow, bail};
+use serde::Deserialize;
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::args::Watched;
+pub(super) use self::args::{Capture, Explain, Trace};
+use self::files::{Recorded, Recorder};
+use super::args::{Cli, Output};
+use super::{ask, show};
+use crate::api::client::{self, Client};
+use crate::explain::Question;
+use crate::packet::to_hex;
+use crate::trace::{Interest, Packet};
+
+/// Explains a packet.
+pub(super) fn explain(cli: &Cli, args: &Explain, out: &mut dyn Write) -> anyhow::Result<()> {
+    let (frame, packet, recorded_on) = if let Some(file) = &args.pcap {
+        let Recorded { frame, interface } =
+            files::frame(file, args.frame).with_context(|| file.display().to_string())?;
+        (Some(to_hex(&frame)), None, interface)
+    } else if let Some(hex) = &args.hex {
+        (Some(digits(hex)?), None, None)
+    } else {
+        (None, Some(args.spec.packet()), None)
+    };
+    let on = args.on.clone().or(recorded_on);
+    let on = on.ok_or_else(|| anyhow!("which interface does it come by? name it with --on"))?;
+    let question = Question { on, frame, packet };
+    let explanation = ask(cli, async |daemon| daemon.explain(&question).await)?;
+    show(cli, out, &explanation, render::explanation)
+}
+
+/// Hexadecimal digits, from standard input if it is `-`.
+fn digits(hex: &str) -> anyhow::Result<String> {
+    if hex != "-" {
+        return Ok(hex.to_owned());
+    }
+    let mut text = String::new();
+    io::stdin().lock().take(MAX_DIGITS).read_to_string(&mut text).context("standard input")?;
+    Ok(text)
+}
+
+/// More than the longest frame that can be explained takes, white space included.
+const MAX_DIGITS: u64 = 60 * 1024;
+
+/// What comes while packets are watched.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Line {
+    LeftOut { left_out: u64 },
+    Packet(Box<Packet>),
+}
+
+/// Shows packets as they come.
+pub(super) fn trace(cli: &Cli, args: &Trace, out: &mut dyn Write) -> anyhow::Result<()> {
+    watch(cli, &args.watched, 0, |bytes, line| {
+        match (cli.output, &line) {
+            (Output::Json, _) => out.write_all(bytes)?,
+            (Output::Table, Line::Packet(packet)) => writeln!(out, "{}", render::packet(packet))?,
+            (Output::Table, Line::LeftOut { left_out: 0 }) => {}
+            (Output::Table, Line::LeftOut { left_out }) => writeln!(out, "… {left_out} packets left out")?,
+        }
+        out.flush()
+    })
+}
+
+/// Writes packets to a file as they come.
+pub(super) fn capture(cli: &Cli, args: &Capture, out: &mut dyn Write) -> anyhow::Result<()> {
+    let is_stdout = args.write == Path::new("-");
+    let at = || if is_stdout { "standard output".to_owned() } else { args.write.display().to_string() };
+    let (mut packets, mut left_out) = (0_u64, 0);
+    let sink: Box<dyn Write + '_> = if is_stdout {
+        Box::new(&mut *out)
+    } else {
+        Box::new(io::BufWriter::new(File::create(&args.write).with_context(at)?))
+    };
+    let mut recorder = Recorder::new(sink, args.snaplen).with_context(at)?;
+    // A file that can be read even if nothing comes.
+    recorder.flush().with_context(at)?;
+    watch(cli, &args.watched, args.snaplen, |_, line| {
+        match line {
+            Line::Packet(packet) => {
+                recorder.write(&packet)?;
+                packets += 1;
+            }
+            Line::LeftOut { left_out: more } => left_out += more,
+        }
+        recorder.flush()
+    })
+    .map_err(|error| if error.is::<io::Error>() { error.context(at()) } else { error })?;
+    drop(recorder);
+    let summary = format!("{packets} packets, {left_out} left out");
+    if is_stdout {
+        eprintln!("{summary}");
+    } else {
+        writeln!(out, "{summary}, in {}", args.write.display())?;
+    }
+    Ok(())
+}
+
+/// Watches packets until there were enough, a signal comes, or nobody reads what is shown.
+fn watch(
+    cli: &Cli,
+    watched: &Watched,
+    snap: u32,
+    mut seen: impl FnMut(&[u8], Line) -> io::Result<()>,
+) -> anyhow::Result<()> {
+    let interest = Interest { eips: watched.eips.clone(), rate: watched.rate, snap };
+    let mut left = watched.count.unwrap_or(u64::MAX);
+    if left == 0 {
+        bail!("--count 0 would show nothing; leave it out to go on until Ctrl-C");
+    }
+    ask(cli, async |daemon: Client| -> Result<anyhow::Result<()>, client::Error> {
+        let failed = |error: io::Error| client::Error::Broken(error.into());
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        let mut lines = daemon.trace(&interest).await?;
+        let mut has_begun = false;
+        while left > 0 {
+            let line = tokio::select! {
+                line = lines.next() => line?,
+                _ = interrupt.recv() => break,
+                _ = terminate.recv() => break,
+            };
+            let Some(bytes) = line else {
+                return Ok(Err(anyhow!("the daemon has ended, and the trace with it")));
+            };
+            let Ok(line) = serde_json::from_slice::<Line>(&bytes) else {
+                return Ok(Err(anyhow!(
+                    "the daemon is of another version: it says {}",
+                    String::from_utf8_lossy(&bytes)
+                )));
+            };
+            if !has_begun {
+                has_begun = true;
+                eprintln!("watching packets; Ctrl-C ends it");
+            }
+            left -= u64::from(matches!(line, Line::Packet(_)));
+            match seen(&bytes, line) {
+                Ok(()) => {}
+                // Whoever reads has enough.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
+                Err(error) => return Ok(Err(error.into())),
+            }
+        }
+        Ok(Ok(()))
+    })?
+}

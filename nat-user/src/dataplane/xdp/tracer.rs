@@ -1,0 +1,104 @@
+//! The program's reports of packets.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
+use nat_common::abi::trace::{EVERYTHING, Event, Settings, WINDOWS};
+use nat_common::abi::{Addr, map};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
+
+use super::maps::{failed, found, take};
+use crate::dataplane::trace::{Report, Tracer, Wanted};
+
+/// For how long the program goes on without being asked again, in nanoseconds. So long a daemon's trace outlives it.
+const TERM: u64 = 5_000_000_000;
+
+/// The maps that the trace needs.
+pub(super) struct XdpTracer {
+    settings: Array<MapData, [u8; size_of::<Settings>()]>,
+    traced: HashMap<MapData, Addr, u32>,
+    events: RingBuf<MapData>,
+    left_out: PerCpuArray<MapData, u64>,
+}
+
+impl XdpTracer {
+    /// Takes them out of a loaded object.
+    pub(super) fn take(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
+        Ok(Self {
+            settings: take(ebpf, map::TRACE)?,
+            traced: take(ebpf, map::TRACED)?,
+            events: take(ebpf, map::EVENTS)?,
+            left_out: take(ebpf, map::LEFT_OUT)?,
+        })
+    }
+
+    fn set(&mut self, settings: Settings) -> anyhow::Result<()> {
+        self.settings
+            .set(0, bytemuck::cast::<_, [u8; size_of::<Settings>()]>(settings), 0)
+            .with_context(|| failed(map::TRACE))
+    }
+
+    fn trace(&mut self, wanted: &BTreeSet<Addr>) -> anyhow::Result<()> {
+        let standing = self.traced.keys().collect::<Result<BTreeSet<_>, _>>();
+        let standing = standing.with_context(|| failed(map::TRACED))?;
+        for addr in standing.difference(wanted) {
+            found(self.traced.remove(addr)).with_context(|| failed(map::TRACED))?;
+        }
+        for addr in wanted.difference(&standing) {
+            self.traced.insert(addr, 1, 0).with_context(|| failed(map::TRACED))?;
+        }
+        Ok(())
+    }
+}
+
+impl Tracer for XdpTracer {
+    fn report(&mut self, wanted: &Wanted) -> anyhow::Result<()> {
+        let addresses = match &wanted.addresses {
+            Some(addresses) => addresses.iter().map(std::net::Ipv4Addr::octets).collect(),
+            None => BTreeSet::from([EVERYTHING]),
+        };
+        self.trace(&addresses)?;
+        let burst = wanted.rate.div_ceil(WINDOWS);
+        self.set(Settings { until: self.now() + TERM, burst, snap: wanted.snap })
+    }
+
+    fn end(&mut self) -> anyhow::Result<()> {
+        self.set(Settings::default())?;
+        self.trace(&BTreeSet::new())
+    }
+
+    fn wait(&mut self, patience: Duration) -> anyhow::Result<()> {
+        let patience =
+            Timespec { tv_sec: patience.as_secs().try_into()?, tv_nsec: patience.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(&self.events, PollFlags::IN)], Some(&patience)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error).context("the program's reports cannot be waited for"),
+        }
+    }
+
+    fn next(&mut self) -> Option<Report> {
+        loop {
+            let item = self.events.next()?;
+            // One that is too short is not the program's.
+            let Some((event, frame)) = item.split_at_checked(size_of::<Event>()) else { continue };
+            let event: Event = bytemuck::pod_read_unaligned(event);
+            let frame = frame.get(..event.captured as usize).unwrap_or(frame);
+            return Some(Report { event, frame: frame.to_vec() });
+        }
+    }
+
+    fn left_out(&mut self) -> anyhow::Result<u64> {
+        let cpus = self.left_out.get(&0, 0).with_context(|| failed(map::LEFT_OUT))?;
+        Ok(cpus.iter().sum())
+    }
+
+    fn now(&self) -> u64 {
+        let now = clock_gettime(ClockId::Monotonic);
+        u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+    }
+}

@@ -1,0 +1,115 @@
+//! One who watches.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use super::packet::Packet;
+use super::{Interest, Shown};
+use crate::dataplane::Role;
+use crate::dataplane::trace::Report;
+
+/// How often one is told at most of what is left out.
+const TOLD: Duration = Duration::from_secs(1);
+
+/// A client of the hub.
+pub(super) struct Client {
+    interest: Interest,
+    /// All addresses by which what it is interested in shows itself.
+    addresses: BTreeSet<Ipv4Addr>,
+    roles: HashMap<String, Role>,
+    lines: mpsc::Sender<Vec<u8>>,
+    /// The second that is under way, and how many packets it has had in it.
+    second: (u64, u32),
+    left_out: u64,
+    /// When it was told the last time.
+    told: Option<Instant>,
+}
+
+impl Client {
+    pub(super) fn new(
+        interest: Interest,
+        shown: &Shown,
+        roles: HashMap<String, Role>,
+        lines: mpsc::Sender<Vec<u8>>,
+    ) -> Self {
+        let addresses = BTreeSet::new();
+        let mut client = Self { interest, addresses, roles, lines, second: (0, 0), left_out: 0, told: None };
+        client.follow(shown);
+        client
+    }
+
+    pub(super) fn interest(&self) -> &Interest {
+        &self.interest
+    }
+
+    pub(super) fn eips(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.interest.eips.iter().copied()
+    }
+
+    pub(super) fn addresses(&self) -> &BTreeSet<Ipv4Addr> {
+        &self.addresses
+    }
+
+    pub(super) fn wants_everything(&self) -> bool {
+        self.interest.eips.is_empty()
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.lines.is_closed()
+    }
+
+    /// Learns by which addresses its EIPs show themselves now.
+    pub(super) fn follow(&mut self, shown: &Shown) {
+        let shown_by = |eip| shown.get(eip).cloned().unwrap_or_else(|| vec![*eip]);
+        self.addresses = self.interest.eips.iter().flat_map(shown_by).collect();
+    }
+
+    /// Takes a packet, if it wants it and there is room.
+    pub(super) fn take(&mut self, report: &Report, packet: &Packet) {
+        if !self.wants_everything() && !packet.addresses().any(|address| self.addresses.contains(&address)) {
+            return;
+        }
+        let second = report.event.time / 1_000_000_000;
+        if self.second.0 != second {
+            self.second = (second, 0);
+        }
+        if self.second.1 >= self.interest.rate {
+            self.left_out += 1;
+            return;
+        }
+        let packet = packet.for_client(report, self.interest.snap as usize, &self.roles);
+        let Ok(mut line) = serde_json::to_vec(&packet) else { return };
+        line.push(b'\n');
+        match self.lines.try_send(line) {
+            Ok(()) => self.second.1 += 1,
+            Err(_) => self.left_out += 1,
+        }
+    }
+
+    /// Tells it how many packets were left out, so many of them by the program.
+    pub(super) fn tell_left_out(&mut self, by_program: u64) {
+        self.left_out += by_program;
+        if self.left_out > 0 && self.told.is_some_and(|told| told.elapsed() >= TOLD) {
+            self.tell();
+        }
+    }
+
+    /// Tells it that packets are reported from now on, by the first line.
+    pub(super) fn begin(&mut self) {
+        if self.told.is_none() {
+            self.tell();
+        }
+    }
+
+    fn tell(&mut self) {
+        let line = json!({ "left_out": self.left_out }).to_string() + "\n";
+        if self.lines.try_send(line.into_bytes()).is_ok() {
+            self.left_out = 0;
+            self.told = Some(Instant::now());
+        }
+    }
+}

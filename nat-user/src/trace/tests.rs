@@ -1,0 +1,215 @@
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use nat_common::abi::trace::{Event, HEAD};
+use nat_common::verdict::{Counter, Reject};
+use serde_json::Value;
+
+use super::*;
+use crate::packet::Spec;
+use crate::testing::TestDaemon;
+
+const X: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 9);
+const EIP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+const VM: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+
+fn frame(src: Ipv4Addr, dst: Ipv4Addr) -> Vec<u8> {
+    let spec = Spec {
+        src: Some(src),
+        dst: Some(dst),
+        proto: Some("udp".parse().unwrap()),
+        length: Some(400),
+        ..Spec::default()
+    };
+    spec.frame([2; 6]).unwrap()
+}
+
+/// What the program would report of a frame as it came and as it left.
+fn report(counter: Counter, before: &[u8], after: &[u8]) -> Report {
+    let mut head = [0xee; HEAD];
+    let known = before.len().min(HEAD);
+    head[..known].copy_from_slice(&before[..known]);
+    let event = Event {
+        time: 0,
+        ingress: 1,
+        counter: counter.index(),
+        egress: if counter == Counter::Forward { 2 } else { 0 },
+        length: u32::try_from(before.len()).unwrap(),
+        captured: u32::try_from(after.len()).unwrap(),
+        padding: 0,
+        head,
+    };
+    Report { event, frame: after.to_vec() }
+}
+
+fn forwarded() -> Report {
+    report(Counter::Forward, &frame(X, EIP), &frame(X, VM))
+}
+
+fn dropped() -> Report {
+    let frame = frame(X, Ipv4Addr::new(203, 0, 113, 2));
+    report(Counter::Drop(Reject::EipUnbound), &frame, &frame)
+}
+
+fn bound() -> TestDaemon {
+    let daemon = TestDaemon::start();
+    daemon.done("eip allocate --address 203.0.113.1");
+    daemon.done("eip attach 203.0.113.1 10.0.0.2");
+    daemon
+}
+
+/// Lets the datapath report as soon as somebody wants to know; answers what was wanted.
+fn report_when_wanted(daemon: &TestDaemon, reports: Vec<Report>, left_out: u64) -> JoinHandle<Wanted> {
+    let dataplane = daemon.dataplane.clone();
+    thread::spawn(move || {
+        loop {
+            let mut state = dataplane.state();
+            if let Some(wanted) = state.trace.wanted.clone() {
+                state.trace.reports.extend(reports);
+                state.trace.left_out += left_out;
+                return wanted;
+            }
+            drop(state);
+            thread::sleep(Duration::from_millis(2));
+        }
+    })
+}
+
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn packets_are_shown_a_line_each_and_the_trace_ends_with_its_client() {
+    let daemon = bound();
+    let wanted = report_when_wanted(&daemon, vec![forwarded(), dropped()], 0);
+    let shown = daemon.done("trace --count 2");
+    assert_eq!(wanted.join().unwrap().addresses, None);
+    let lines: Vec<_> = shown.lines().map(|line| line.split_once(' ').unwrap().1).collect();
+    let there = "198.51.100.9:40000 > 203.0.113.1:80 => 198.51.100.9:40000 > 10.0.0.2:80 400 B forward";
+    assert!(lines[0].contains(there), "{shown}");
+    assert!(lines[1].ends_with("udp 198.51.100.9:40000 > 203.0.113.2:80 400 B drop eip_unbound"), "{shown}");
+    wait_until("the trace goes on without a client", || daemon.dataplane.state().trace.wanted.is_none());
+}
+
+#[test]
+fn a_client_sees_its_own_packets_only_and_those_as_they_came_too() {
+    let daemon = bound();
+    let wanted = report_when_wanted(&daemon, vec![dropped(), forwarded()], 0);
+    let line = daemon.done("-o json trace --eip 203.0.113.1 --count 1");
+    assert_eq!(wanted.join().unwrap().addresses, Some([EIP, VM].into()));
+    let packet: Packet = serde_json::from_str(line.strip_prefix("{\"left_out\":0}\n").unwrap()).unwrap();
+    assert_eq!(packet.before.unwrap().destination, EIP);
+    assert_eq!(packet.after.unwrap().destination, VM);
+
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("out.pcapng");
+    wait_until("the trace goes on", || daemon.dataplane.state().trace.wanted.is_none());
+    let wanted = report_when_wanted(&daemon, vec![forwarded()], 0);
+    let said = daemon.done(&format!("capture --count 1 -w {}", file.display()));
+    assert_eq!(said, format!("1 packets, 0 left out, in {}\n", file.display()));
+    assert_eq!(wanted.join().unwrap().snap, 9216);
+    let (before, after) = (frame(X, EIP), frame(X, VM));
+    let bytes = std::fs::read(file).unwrap();
+    for frame in [before, after] {
+        assert!(bytes.windows(frame.len()).any(|window| window == frame), "a frame is not in the capture");
+    }
+}
+
+#[test]
+fn bindings_are_followed() {
+    let daemon = bound();
+    let (stop, socket) = (Instant::now() + Duration::from_secs(20), daemon.config.api.socket.clone());
+    let client =
+        thread::spawn(move || crate::testing::eipnat(&socket, "-o json trace --eip 203.0.113.1 --count 1"));
+    wait_until("nothing is wanted", || daemon.dataplane.state().trace.wanted.is_some());
+    daemon.done("eip attach 203.0.113.1 10.0.0.3 --reassign");
+    let moved = BTreeSet::from([EIP, Ipv4Addr::new(10, 0, 0, 3)]);
+    wait_until("the move is not followed", || {
+        daemon
+            .dataplane
+            .state()
+            .trace
+            .wanted
+            .as_ref()
+            .is_some_and(|wanted| wanted.addresses.as_ref() == Some(&moved))
+    });
+    daemon.dataplane.state().trace.reports.push_back(forwarded());
+    assert_eq!(client.join().unwrap().0, 0);
+    assert!(Instant::now() < stop);
+}
+
+#[test]
+fn what_is_left_out_is_told() {
+    let daemon = bound();
+    let wanted = report_when_wanted(&daemon, vec![forwarded(); 5], 7);
+    let socket = daemon.config.api.socket.clone();
+    let client = thread::spawn(move || crate::testing::eipnat(&socket, "-o json trace --rate 3 --count 4"));
+    assert_eq!(wanted.join().unwrap().rate, 3);
+    thread::sleep(Duration::from_millis(1500));
+    let mut later = forwarded();
+    later.event.time = 5_000_000_000;
+    daemon.dataplane.state().trace.reports.push_back(later);
+    let (code, out, err) = client.join().unwrap();
+    assert_eq!((code, err.as_str()), (0, ""));
+    let lines: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    // 7 that the program had left out, and 2 of 5 within one second.
+    assert_eq!(lines.iter().filter_map(|line| line["left_out"].as_u64()).sum::<u64>(), 9, "{out}");
+    assert_eq!(lines.iter().filter(|line| line["verdict"] == "forward").count(), 4);
+}
+
+#[test]
+fn a_trace_of_what_cannot_be_is_refused() {
+    let daemon = bound();
+    for (args, said) in [
+        ("--eip 203.0.113.9", "203.0.113.9 is not an EIP; `eipnat eip list` shows those that are"),
+        ("--rate 0", "rate: 0 packets a second, where 1 to 100000 are possible"),
+        ("--count 0", "--count 0 would show nothing; leave it out to go on until Ctrl-C"),
+    ] {
+        assert_eq!(
+            daemon.eipnat(&format!("trace {args}")),
+            (1, String::new(), format!("error: {said}\n")),
+            "{args}"
+        );
+    }
+    let (code, _, said) = daemon.eipnat("capture -w /no/such/directory/file --count 1");
+    assert!(code == 1 && said.starts_with("error: /no/such/directory/file: "), "{said}");
+}
+
+#[test]
+fn there_are_so_many_places_and_all_streams_end_with_the_daemon() {
+    let daemon = bound();
+    let client = |daemon: &TestDaemon| {
+        let socket = daemon.config.api.socket.clone();
+        thread::spawn(move || crate::testing::eipnat(&socket, "trace"))
+    };
+    let clients: Vec<_> = (0..MAX_CLIENTS).map(|_| client(&daemon)).collect();
+    let full = format!("error: {MAX_CLIENTS} traces run, which are the most; end one\n");
+    wait_until("there is always room", || {
+        // One that is let in ends by itself, or the test would wait for it.
+        let probe = r#"{"rate":1}"#;
+        let request = format!(
+            "POST /v1/trace HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{probe}",
+            probe.len()
+        );
+        let mut stream = std::os::unix::net::UnixStream::connect(&daemon.config.api.socket).unwrap();
+        std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+        let mut head = [0; 12];
+        std::io::Read::read_exact(&mut stream, &mut head).unwrap();
+        &head == b"HTTP/1.1 503"
+    });
+    assert_eq!(client(&daemon).join().unwrap(), (1, String::new(), full));
+    // Ordinary commands have their turn.
+    daemon.done("eip list");
+    let begun = Instant::now();
+    daemon.stop();
+    let ended = (1, String::new(), "error: the daemon has ended, and the trace with it\n".to_owned());
+    for client in clients {
+        assert_eq!(client.join().unwrap(), ended);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(4), "the daemon waits for streams");
+}
