@@ -24,6 +24,7 @@ use crate::trace::{Interest, Packet};
 
 /// Explains a packet.
 pub(super) fn explain(cli: &Cli, args: &Explain, out: &mut dyn Write) -> anyhow::Result<()> {
+    no_csv(cli)?;
     let (frame, packet, recorded_on) = if let Some(file) = &args.pcap {
         let Recorded { frame, interface } =
             files::frame(file, args.frame).with_context(|| file.display().to_string())?;
@@ -38,6 +39,13 @@ pub(super) fn explain(cli: &Cli, args: &Explain, out: &mut dyn Write) -> anyhow:
     let question = Question { on, frame, packet };
     let explanation = ask(cli, async |daemon| daemon.explain(&question).await)?;
     show(cli, out, &explanation, render::explanation)
+}
+
+fn no_csv(cli: &Cli) -> anyhow::Result<()> {
+    if matches!(cli.output, Output::Csv) {
+        bail!("packets make no rows of CSV; use -o table or -o json");
+    }
+    Ok(())
 }
 
 /// Hexadecimal digits, from standard input if it is `-`.
@@ -63,9 +71,10 @@ enum Line {
 
 /// Shows packets as they come.
 pub(super) fn trace(cli: &Cli, args: &Trace, out: &mut dyn Write) -> anyhow::Result<()> {
+    no_csv(cli)?;
     watch(cli, &args.watched, 0, |bytes, line| {
         match (cli.output, &line) {
-            (Output::Json, _) => out.write_all(bytes)?,
+            (Output::Json | Output::Csv, _) => out.write_all(bytes)?,
             (Output::Table, Line::Packet(packet)) => writeln!(out, "{}", render::packet(packet))?,
             (Output::Table, Line::LeftOut { left_out: 0 }) => {}
             (Output::Table, Line::LeftOut { left_out }) => writeln!(out, "… {left_out} packets left out")?,
