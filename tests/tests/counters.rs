@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result};
 use tests::lab::{
-    Bed, Capture, EIP_SPARE, EIP1, EIP2, FAR, INTERNET, INTERNET_DEVICE, Meter, Prometheus, Sender, Setup, Sink,
-    Topology, VM1, WebServer, download, meters_on_the_wire, ping,
+    Bed, Capture, EIP_SPARE, EIP1, EIP2, FAR, INTERNET, INTERNET_DEVICE, Meter, Prometheus, Sender, Setup,
+    Sink, Topology, VM1, WebServer, download, meters_on_the_wire, ping,
 };
 
 #[test]

@@ -105,7 +105,7 @@ pub fn records(store: &Store) -> Result<Vec<Record>> {
 /// When the ledger cannot be read.
 pub fn ledger_adds_up(store: &mut Store) -> Result<bool> {
     let billed: u64 = records(store)?.iter().map(|record| record.carried.in_bytes).sum();
-    let accounted = store.take_remembered().readings.iter().map(|(_, reading)| reading.in_bytes).sum();
+    let accounted: u64 = store.take_remembered().readings.iter().map(|(_, reading)| reading.in_bytes).sum();
     Ok(billed == accounted)
 }
 
