@@ -27,7 +27,7 @@ const MAX_POOL_ENTRIES: usize = 1024;
 const MIN_INTERVAL: Duration = Duration::from_mins(1);
 const DAY: Duration = Duration::from_hours(24);
 /// Ten years.
-const MAX_RETENTION: Duration = Duration::from_secs(315_576_000);
+const MAX_RETENTION: Duration = Duration::from_hours(87_660);
 const MAX_REUSE_DELAY: Duration = Duration::from_hours(365 * 24);
 
 /// Gives the file its meaning.

@@ -25,6 +25,9 @@ const FLUSH: Duration = Duration::from_secs(10);
 /// How many meters are looked at without letting others have their turn.
 const PART: u32 = 4096;
 
+/// How many EIPs are read at a time: each time waits for its turn.
+const READ_AT_ONCE: usize = 16 * 1024;
+
 /// How many records are removed, or read, at a time.
 const AT_ONCE: u32 = 4096;
 
@@ -46,6 +49,9 @@ pub(super) struct Bill {
 /// Whom records are asked for that are under way, and how far the others were read.
 pub(super) type Page = (Vec<usage::Record>, Option<Cursor>);
 
+/// An EIP, its account, and what it has carried.
+pub(super) type Metered = (Ipv4Addr, Name, Carried);
+
 impl Bill {
     /// Takes the ledger up that a store remembers. The datapath has the meters as an earlier daemon has left them.
     pub(super) fn take_up(
@@ -66,7 +72,15 @@ impl Bill {
             ended: HashMap::new(),
         };
         let mut entries = Entries::default();
-        if meters != bill.meters {
+        if meters == bill.meters {
+            for (meter, _, payer) in open {
+                if payer_of(store, meter).as_ref() != Some(&payer) {
+                    // A backup of the state was put back. What has been counted since was counted for whom it was before.
+                    let reading = read(dataplane, &[meter])?[0];
+                    bill.ledger.end(&mut entries, meter, reading, now, &payer, false);
+                }
+            }
+        } else {
             bill.ledger.end_all(&mut entries, at, open);
             if meters.is_empty() {
                 bill.leave_out(&mut entries, store, dataplane)?;
@@ -78,14 +92,6 @@ impl Bill {
                     "the counters have begun anew, as after a restart of the machine: what was carried between {at}, when \
                      the ledger was written last, and their end is on no bill"
                 );
-            }
-        } else {
-            for (meter, _, payer) in open {
-                if payer_of(store, meter).as_ref() != Some(&payer) {
-                    // A backup of the state was put back. What has been counted since was counted for whom it was before.
-                    let reading = read(dataplane, &[meter])?[0];
-                    bill.ledger.end(&mut entries, meter, reading, now, &payer, false);
-                }
             }
         }
         bill.note(store, entries, now)?;
@@ -159,7 +165,7 @@ pub fn settle(directory: &Path, counts: &LastCounts<'_>) -> anyhow::Result<()> {
     entries.begin_anew();
     let change = store.model().plan_anew();
     let noted = Noted { entries: &entries, ledger: &ledger, meters: &[], at: seconds(now) };
-    store.commit_with(change, Some(noted)).map(drop).context(unsettled)
+    store.commit_with(change, Some(&noted)).map(drop).context(unsettled)
 }
 
 fn payer_of(store: &Store, meter: u32) -> Option<Payer> {
@@ -205,7 +211,7 @@ impl Control {
         now: SystemTime,
     ) -> anyhow::Result<u64> {
         let noted = self.bill.noted(&entries, now);
-        let revision = self.store.commit_with(change, Some(noted))?;
+        let revision = self.store.commit_with(change, Some(&noted))?;
         self.bill.ledger.apply(entries);
         Ok(revision)
     }
@@ -280,9 +286,9 @@ impl Control {
         &self,
         from: Ipv4Addr,
         active_since: Option<SystemTime>,
-    ) -> anyhow::Result<(Vec<(Ipv4Addr, Name, Carried)>, Option<Ipv4Addr>)> {
+    ) -> anyhow::Result<(Vec<Metered>, Option<Ipv4Addr>)> {
         let mut eips = self.model().eips_from(from);
-        let some: Vec<&Eip> = eips.by_ref().take(PART as usize).collect();
+        let some: Vec<&Eip> = eips.by_ref().take(READ_AT_ONCE).collect();
         let next = eips.next().map(|eip| eip.address);
         let live: Vec<u32> = some.iter().filter_map(|eip| Some(eip.attached?.meter)).collect();
         let mut live = read(&*self.dataplane, &live)?.into_iter();
@@ -312,14 +318,15 @@ impl Control {
     pub fn usage(&self, query: &Query, now: SystemTime) -> anyhow::Result<Page> {
         let cursor = self.store.records_from(query)?;
         let model = self.model();
-        let metered: Vec<(u32, Payer)> = model
-            .metered(0..model.meters_used())
-            .filter_map(|meter| Some((meter, model.payer(meter)?)))
-            .filter(|(_, payer)| query.is_about(payer))
-            .collect();
+        let meters: Vec<u32> = match query.eip {
+            Some(eip) => model.meter_of(eip).into_iter().collect(),
+            None => model.metered(0..model.meters_used()).collect(),
+        };
+        let metered = meters.into_iter().filter_map(|meter| Some((meter, model.payer(meter)?)));
+        let metered = metered.filter(|(_, payer)| query.is_about(payer));
         let closing = model.closing().map(|closing| (closing.meter, payer_of_closing(closing)));
         let all: Vec<(u32, Payer)> =
-            metered.into_iter().chain(closing.filter(|(_, payer)| query.is_about(payer))).collect();
+            metered.chain(closing.filter(|(_, payer)| query.is_about(payer))).collect();
         let meters: Vec<u32> = all.iter().map(|(meter, _)| *meter).collect();
         let readings = read(&*self.dataplane, &meters)?;
         let records = all

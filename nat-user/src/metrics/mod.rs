@@ -21,7 +21,7 @@ use crate::config;
 use crate::control::{self, Control, Shared};
 
 /// How long a scrape may take.
-pub const MAX_CONNECTION: Duration = Duration::from_secs(120);
+pub const MAX_CONNECTION: Duration = Duration::from_mins(2);
 
 /// How many pieces are read ahead of what has been sent.
 const AHEAD: usize = 2;

@@ -221,6 +221,14 @@ impl Model {
         Some(Payer { address, account: account.clone(), vm: vm.map(|vm| vm.name.clone()) })
     }
 
+    /// The meter on which the binding of a public address counts.
+    #[must_use]
+    pub fn meter_of(&self, address: Ipv4Addr) -> Option<u32> {
+        let eip = self.eips.get(&address).map(Eip::binding);
+        let public_ip = || self.vms().filter_map(Vm::binding).find(|binding| binding.public_ip == address);
+        eip.unwrap_or_else(public_ip).map(|binding| binding.meter)
+    }
+
     /// The meters in a range on which a binding counts.
     pub fn metered(&self, meters: Range<u32>) -> impl Iterator<Item = u32> {
         meters.filter(|meter| self.metered.contains_key(meter))

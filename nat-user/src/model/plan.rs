@@ -142,12 +142,12 @@ impl Model {
     /// What EIPs have carried is forgotten: the counters that showed it have begun anew.
     #[must_use]
     pub fn plan_anew(&self) -> Change {
-        let mut change = Change { is_bookkeeping: true, ..Change::nothing(Subject::Many) };
+        let what = "counters of EIPs begin anew".to_owned();
+        let mut change = Change { is_bookkeeping: true, what, ..Change::nothing(Subject::Many) };
         for eip in self.eips() {
             let after = Eip { carried: eip.carried.map(|_| Carried::default()), ..eip.clone() };
             change.push(Some(Record::Eip(eip.clone())), Some(Record::Eip(after)));
         }
-        change.what = "counters of EIPs begin anew".to_owned();
         change
     }
 

@@ -64,7 +64,7 @@ impl Store {
             usage::remembered(&store.connection)
         };
         let remembered = attach().map_err(|error| usage::explained(&path, error))?;
-        Ok(Self { made, remembered, ..store })
+        Ok(Self { remembered, made, ..store })
     }
 
     fn attach(&self, ledger: &Path) -> anyhow::Result<()> {
@@ -189,8 +189,8 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::commit`].
-    pub fn commit_with(&mut self, change: Change, noted: Option<Noted<'_>>) -> anyhow::Result<u64> {
-        let (revision, digest) = self.write(&change, noted.as_ref()).map_err(unwritable)?;
+    pub fn commit_with(&mut self, change: Change, noted: Option<&Noted<'_>>) -> anyhow::Result<u64> {
+        let (revision, digest) = self.write(&change, noted).map_err(unwritable)?;
         (self.revision, self.digest) = (revision, digest);
         self.model.apply(change);
         Ok(revision)

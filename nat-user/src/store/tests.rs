@@ -2,7 +2,8 @@ use std::fs;
 use std::time::{Duration, SystemTime};
 
 use super::*;
-use crate::model::{Allocation, Command, Name, PoolSpec};
+use crate::model::{Allocation, Carried, Command, Name, PoolSpec};
+use crate::usage::Payer;
 
 const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
@@ -232,4 +233,82 @@ fn the_journal_of_a_removed_database_does_not_come_into_a_new_one() {
     fs::write(&journal, hot).unwrap();
     store = open(directory.path()).unwrap();
     assert_eq!((store.revision(), store.model().eips().count()), (0, 0));
+}
+
+/// A ledger with records that have ended and one that is under way.
+fn billed(directory: &Path) {
+    let mut store = open(directory).unwrap();
+    let mut ledger = Ledger::new(Duration::from_hours(1), NOW);
+    let payer = |host| Payer {
+        address: [203, 0, 113, host].into(),
+        account: "acme".parse().unwrap(),
+        vm: Some("web".parse().unwrap()),
+    };
+    for number in 1..40_u8 {
+        let now = NOW + Duration::from_secs(900 * u64::from(number));
+        let reading = Carried { in_bytes: 1000 * u64::from(number), out_packets: 1, ..Carried::default() };
+        let mut entries = Entries::default();
+        ledger.account(&mut entries, u32::from(number % 3), reading, now, || Some(payer(number % 3)));
+        store.note(&Noted { entries: &entries, ledger: &ledger, meters: &[7; 16], at: 1 }).unwrap();
+        ledger.apply(entries);
+    }
+}
+
+/// Everything that a ledger tells, or why it tells nothing.
+fn told(directory: &Path) -> anyhow::Result<String> {
+    let mut store = open(directory)?;
+    let remembered = format!("{:?}", store.take_remembered());
+    let (query, mut records) = (Query::default(), Vec::new());
+    let mut next = Some(store.records_from(&query)?);
+    while let Some(from) = next {
+        let (some, after) = store.some_records(&query, from, 10)?;
+        records.extend(some);
+        next = after;
+    }
+    Ok(format!("{records:?} {remembered}"))
+}
+
+#[test]
+fn a_flipped_byte_in_the_ledger_gives_the_whole_bill_or_a_refusal() {
+    let directory = tempfile::tempdir().unwrap();
+    billed(directory.path());
+    let whole = told(directory.path()).unwrap();
+    let path = directory.path().join(usage::FILE);
+    let good = fs::read(&path).unwrap();
+    let (mut refused, mut wrong) = (0, Vec::new());
+    for at in 0..good.len() {
+        // Empty space says nothing.
+        if good[at] == 0 && at % 16 != 0 {
+            continue;
+        }
+        let mut bad = good.clone();
+        bad[at] ^= 0x10;
+        fs::write(&path, &bad).unwrap();
+        match told(directory.path()) {
+            Ok(told) if told != whole => wrong.push(at),
+            Ok(_) => {}
+            Err(error) => {
+                refused += 1;
+                assert!(!format!("{error:#}").contains('\n'), "{error:#}");
+            }
+        }
+    }
+    assert_eq!(wrong, Vec::<usize>::new(), "bytes that change the bill unseen");
+    assert!(refused > 1000, "{refused} of {} refused", good.len());
+}
+
+#[test]
+fn a_cut_ledger_is_refused_with_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    billed(directory.path());
+    let whole = told(directory.path()).unwrap();
+    let path = directory.path().join(usage::FILE);
+    let good = fs::read(&path).unwrap();
+    for length in (0..good.len()).step_by(997) {
+        fs::write(&path, &good[..length]).unwrap();
+        match told(directory.path()) {
+            Ok(told) => assert_eq!(told, whole, "cut to {length}"),
+            Err(error) => assert!(format!("{error:#}").contains("usage.db"), "{error:#}"),
+        }
+    }
 }

@@ -55,9 +55,9 @@ pub(super) fn make(connection: &mut Connection) -> anyhow::Result<()> {
          CREATE TABLE reading (chunk INTEGER PRIMARY KEY, readings BLOB NOT NULL, sum INTEGER NOT NULL) STRICT;
          CREATE TABLE account (account TEXT PRIMARY KEY, in_bytes INTEGER NOT NULL, in_packets INTEGER NOT NULL, \
              out_bytes INTEGER NOT NULL, out_packets INTEGER NOT NULL, sum INTEGER NOT NULL) WITHOUT ROWID, STRICT;
-         CREATE TABLE head (meters BLOB NOT NULL, at INTEGER NOT NULL) STRICT;
-         INSERT INTO head VALUES (x'', 0);",
+         CREATE TABLE head (meters BLOB NOT NULL, at INTEGER NOT NULL, sum INTEGER NOT NULL) STRICT;",
     )?;
+    transaction.execute("INSERT INTO head VALUES (x'', 0, ?1)", [head_sum(&[], 0)])?;
     transaction.pragma_update(None, "application_id", APPLICATION)?;
     transaction.pragma_update(None, "user_version", VERSION)?;
     Ok(transaction.commit()?)
@@ -84,12 +84,14 @@ pub(super) fn remembered(connection: &Connection) -> anyhow::Result<Remembered> 
     let version: i64 = connection.query_row("PRAGMA ledger.user_version", [], |row| row.get(0))?;
     ensure!(application == APPLICATION, Damage("it is another program's database".to_owned()));
     ensure!(version == VERSION, Damage(format!("a newer eipnat made it (schema {version}); run that one")));
-    let head = connection
-        .query_row("SELECT meters, at FROM ledger.head", [], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)));
-    let (meters, at) = head.optional()?.ok_or_else(|| anyhow!(Damage("it has no head".to_owned())))?;
+    let head = connection.query_row("SELECT meters, at, sum FROM ledger.head", [], |row| {
+        Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, i64>(1)?.cast_unsigned(), row.get::<_, i64>(2)?))
+    });
+    let head = head.optional()?.filter(|(meters, at, sum)| *sum == head_sum(meters, *at));
+    let (meters, at, _) = head.ok_or_else(|| anyhow!(Damage("its head".to_owned())))?;
     Ok(Remembered {
         meters,
-        at: at.cast_unsigned(),
+        at,
         open: open(connection)?,
         readings: readings(connection)?,
         accounts: accounts(connection)?,
@@ -183,7 +185,10 @@ pub(super) fn write(
     }
     write_readings(transaction, entries, ledger)?;
     write_accounts(transaction, entries, ledger)?;
-    transaction.execute("UPDATE ledger.head SET meters = ?1, at = ?2", params![meters, at.cast_signed()])?;
+    transaction.execute(
+        "UPDATE ledger.head SET meters = ?1, at = ?2, sum = ?3",
+        params![meters, at.cast_signed(), head_sum(meters, at)],
+    )?;
     Ok(())
 }
 
@@ -438,6 +443,10 @@ fn sum(payer: &Payer, begin: Seconds, number: u64, carried: Carried) -> i64 {
     hash(&[format!("{address} {account} {vm} {begin} {number} {carried:?}").as_bytes()])
 }
 
+fn head_sum(meters: &[u8], at: Seconds) -> i64 {
+    hash(&[meters, &at.to_be_bytes()])
+}
+
 fn hash(parts: &[&[u8]]) -> i64 {
     let [half, _]: [i64; 2] = bytemuck::cast(XxHash3_128::oneshot(&parts.concat()));
     half
@@ -445,16 +454,16 @@ fn hash(parts: &[&[u8]]) -> i64 {
 
 /// Says what to do about a ledger that cannot be used.
 pub(super) fn explained(path: &Path, error: anyhow::Error) -> anyhow::Error {
-    match error.downcast_ref().and_then(rusqlite::Error::sqlite_error_code) {
-        Some(
-            ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::CannotOpen | ErrorCode::DiskFull,
-        ) => super::explained(path, error),
-        _ => {
-            let what = format!(
-                "{} is damaged ({error:#}) and nothing was changed; move it elsewhere, and the daemon begins a new ledger",
-                path.display()
-            );
-            KeyError::new("store.path", what).into()
-        }
+    let code = error.downcast_ref().and_then(rusqlite::Error::sqlite_error_code);
+    if let Some(
+        ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::CannotOpen | ErrorCode::DiskFull,
+    ) = code
+    {
+        return super::explained(path, error);
     }
+    let what = format!(
+        "{} is damaged ({error:#}) and nothing was changed; move it elsewhere, and the daemon begins a new ledger",
+        path.display()
+    );
+    KeyError::new("store.path", what).into()
 }

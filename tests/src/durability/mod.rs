@@ -53,7 +53,7 @@ pub fn write(
             let reading = Carried { in_bytes: reading.in_bytes + number, ..reading };
             ledger.end(&mut entries, meter, reading, now, &payer(), false);
             let noted = Noted { entries: &entries, ledger: &ledger, meters: &[1; 16], at: number };
-            let revision = store.commit_with(change, Some(noted))?;
+            let revision = store.commit_with(change, Some(&noted))?;
             ledger.apply(entries);
             committed(revision, fingerprint(&store)?)?;
         }
