@@ -1,11 +1,13 @@
 //! What a power cut, a full disk and many clients at once leave of the store.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
 use proptest::prelude::*;
+use tempfile::TempDir;
 use tests::durability::{Disk, Event, fingerprint, ledger_adds_up, open, read_trace};
 use tests::lab::beside_this_program;
 
@@ -13,7 +15,27 @@ use tests::lab::beside_this_program;
 const COMMANDS: &str = "150";
 
 /// What a store's writer did to the disk.
-fn trace() -> Result<Vec<Event>> {
+#[derive(Debug)]
+struct Run {
+    events: Vec<Event>,
+    /// Where the store was. It is played again in the same place: where a transaction is over two databases, the journals
+    /// name a file by its whole path.
+    store: PathBuf,
+    _directory: TempDir,
+}
+
+impl Run {
+    /// Leaves in the store's place what a power cut leaves of it.
+    fn cut(&self, disk: &Disk, chance: &mut dyn FnMut() -> bool) -> Result<()> {
+        if self.store.exists() {
+            fs::remove_dir_all(&self.store)?;
+        }
+        fs::create_dir(&self.store)?;
+        disk.cut(&self.store, chance)
+    }
+}
+
+fn trace() -> Result<Run> {
     let directory = tempfile::tempdir()?;
     let (store, trace) = (directory.path().join("store"), directory.path().join("trace"));
     let calls =
@@ -28,12 +50,14 @@ fn trace() -> Result<Vec<Event>> {
         .output()
         .context("strace cannot be run; `cargo xtask setup --profile test` installs it")?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    read_trace(&fs::read_to_string(&trace)?, &store.to_string_lossy())
+    let events = read_trace(&fs::read_to_string(&trace)?, &store.to_string_lossy())?;
+    Ok(Run { events, store, _directory: directory })
 }
 
-fn traced() -> &'static [Event] {
-    static TRACE: OnceLock<Vec<Event>> = OnceLock::new();
-    TRACE.get_or_init(|| trace().expect("a traced run"))
+/// The one run, for one test at a time.
+fn traced() -> MutexGuard<'static, Run> {
+    static RUN: LazyLock<Mutex<Run>> = LazyLock::new(|| Mutex::new(trace().expect("a traced run")));
+    RUN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Revision and fingerprint of each acknowledged commit among events.
@@ -57,14 +81,14 @@ proptest! {
     /// Whenever the power goes, what is on disk is what was acknowledged last, or the commit that was under way.
     #[test]
     fn a_power_cut_loses_nothing_acknowledged(instant in any::<prop::sample::Index>(), seed in any::<u64>()) {
-        let events = traced();
+        let run = traced();
+        let (events, directory) = (&run.events, &run.store);
         let all = acknowledged(events);
         let instant = instant.index(events.len());
         let (past, mut disk) = (&events[..instant], Disk::default());
         for event in past {
             disk.play(event);
         }
-        let directory = tempfile::tempdir().unwrap();
         let mut state = seed | 1;
         let mut chance = || {
             // xorshift64
@@ -73,15 +97,15 @@ proptest! {
             state ^= state << 17;
             state & 4 != 0
         };
-        disk.cut(directory.path(), &mut chance).unwrap();
+        run.cut(&disk, &mut chance).unwrap();
         let done = acknowledged(past).len();
-        if !directory.path().join("eipnat.db").exists() {
+        if !directory.join("eipnat.db").exists() {
             // The power went while the store was made, before anything was promised.
             prop_assert_eq!(done, 0);
             return Ok(());
         }
         let failed = |error| TestCaseError::fail(format!("{error:#}"));
-        let mut store = open(directory.path()).map_err(failed)?;
+        let mut store = open(directory).map_err(failed)?;
         let found = (store.revision(), fingerprint(&store).map_err(failed)?);
         prop_assert!(ledger_adds_up(&mut store).map_err(failed)?, "the ledger does not add up");
         let before = done.checked_sub(1).map_or(0, |last| all[last].0);
@@ -93,19 +117,20 @@ proptest! {
 
 #[test]
 fn the_trace_tells_of_commits_and_syncs() -> Result<()> {
-    let events = traced();
+    let run = traced();
+    let events = &run.events;
     let all = acknowledged(events);
     assert!(all.len() > 60, "{} commits", all.len());
     assert!(all.windows(2).all(|pair| pair[1].0 == pair[0].0 + 1), "one revision after another");
     let syncs = events.iter().filter(|event| matches!(event, Event::Sync { .. })).count();
     assert!(syncs > all.len(), "{syncs} syncs for {} commits", all.len());
     // Without a cut, everything is there.
-    let (directory, mut disk) = (tempfile::tempdir()?, Disk::default());
+    let mut disk = Disk::default();
     for event in events {
         disk.play(event);
     }
-    disk.cut(directory.path(), &mut || true)?;
-    let store = open(directory.path())?;
+    run.cut(&disk, &mut || true)?;
+    let store = open(&run.store)?;
     assert_eq!(Some(&(store.revision(), fingerprint(&store)?)), all.last());
     Ok(())
 }
