@@ -20,6 +20,7 @@ mod maps;
 mod node;
 mod trace;
 mod trial;
+mod watch;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::bindings::xdp_md;
@@ -30,27 +31,18 @@ use nat_common::verdict::{Counter, Verdict};
 
 use crate::frame::XdpFrame;
 use crate::node::KernelNode;
-use crate::trial::Trial;
+use crate::watch::Watch;
 
 /// Entry point on every uplink and downlink. `frags`: it also takes frames that span several buffers (jumbo MTUs);
 /// all headers stand in the first.
 #[xdp(frags)]
 fn eipnat(ctx: XdpContext) -> u32 {
-    let trial = Trial::of(&ctx);
-    if trace::is_on() && trial.is_real() {
-        trace::begin(&ctx);
-    }
+    let watch = Watch::begin(&ctx);
     let mut frame = XdpFrame::new(&ctx);
-    let mut node = KernelNode::new(&ctx, trial);
+    let mut node = KernelNode::new(&ctx, watch);
     let verdict = pipeline::process(&mut frame, ctx.ingress_ifindex() as u32, &mut node);
-    if trial.is_real() {
-        maps::count(Counter::from(&verdict));
-        if trace::is_on() {
-            trace::end(&ctx, &verdict);
-        }
-    } else {
-        trial.report(&ctx, &verdict);
-    }
+    maps::count(watch.place(Counter::from(&verdict).index()));
+    watch.end(&ctx, &verdict);
     match verdict {
         // A full queue behind the map is not seen here, only an interface that it does not hold. The daemon puts one in
         // before the pipeline may choose it, and takes it out after, so only somebody else can have taken it out.
@@ -58,7 +50,7 @@ fn eipnat(ctx: XdpContext) -> u32 {
         // The kernel finishes what it got translated: it asks for the neighbour, or fragments.
         Verdict::Pass | Verdict::Punt(_) => XDP_PASS,
         Verdict::Drop(reject) => {
-            if trial.is_real() {
+            if !watch.is_trial() {
                 frame.log_drop(&ctx, reject);
                 // SAFETY: the context is the one that the program was called with.
                 unsafe {
@@ -81,7 +73,7 @@ unsafe extern "C" fn eipnat_remember_drop(ctx: *mut xdp_md, reason: u32, inwards
     let ctx = XdpContext::new(ctx);
     let (mut frame, ifindex) = (XdpFrame::new(&ctx), ctx.ingress_ifindex() as u32);
     let direction = if inwards == 0 { Direction::Out } else { Direction::In };
-    let mut node = KernelNode::new(&ctx, Trial::REAL);
+    let mut node = KernelNode::new(&ctx, Watch::PLAIN);
     let concerned = pipeline::concerned(&mut frame, ifindex, reason, direction, &mut node);
     if let Some((address, is_bound)) = concerned {
         maps::remember_drop(address, is_bound, reason);

@@ -15,6 +15,8 @@ use nat_common::abi::{
 use nat_common::pipeline::Direction;
 use nat_common::verdict::Counter;
 
+use crate::watch::Watch;
+
 /// Stands here for sizes that the daemon sets.
 const SET_BY_DAEMON: u32 = 1;
 
@@ -86,11 +88,11 @@ pub(crate) fn node() -> Option<&'static Node> {
 }
 
 #[inline(always)]
-pub(crate) fn bill(meter: u32, direction: Direction, bytes: u16) {
+pub(crate) fn bill(meter: u32, direction: Direction, bytes: u16, watch: Watch) {
     let Some(Node { meters, .. }) = node() else { return };
     // SAFETY: it only reads a number of the CPU.
     let lane = unsafe { bpf_get_smp_processor_id() };
-    let Some(meter) = METERS.get_ptr_mut(lane * meters + meter) else { return };
+    let Some(meter) = METERS.get_ptr_mut(watch.place(lane * meters + meter)) else { return };
     // SAFETY: the element is in this CPU's lane, and XDP programs do not interrupt each other on one. The daemon only reads.
     let meter = unsafe { &mut *meter };
     let (total, packets) = match direction {
@@ -102,8 +104,8 @@ pub(crate) fn bill(meter: u32, direction: Direction, bytes: u16) {
 }
 
 #[inline(always)]
-pub(crate) fn count(counter: Counter) {
-    if let Some(packets) = COUNTERS.get_ptr_mut(counter.index()) {
+pub(crate) fn count(place: u32) {
+    if let Some(packets) = COUNTERS.get_ptr_mut(place) {
         // SAFETY: as in `bill`.
         unsafe { *packets += 1 }
     }

@@ -4,19 +4,19 @@ use aya_ebpf::programs::XdpContext;
 use nat_common::abi::{Addr, AddressKind, Inbound, Outbound, OutboundKey, Port};
 use nat_common::pipeline::{Direction, Node, Query, Route};
 
-use crate::trial::Trial;
+use crate::watch::Watch;
 use crate::{fib, maps};
 
 /// The node that this program runs on.
 pub(crate) struct KernelNode<'a> {
     ctx: &'a XdpContext,
-    trial: Trial,
+    watch: Watch,
 }
 
 impl<'a> KernelNode<'a> {
     #[inline(always)]
-    pub(crate) fn new(ctx: &'a XdpContext, trial: Trial) -> Self {
-        Self { ctx, trial }
+    pub(crate) fn new(ctx: &'a XdpContext, watch: Watch) -> Self {
+        Self { ctx, watch }
     }
 }
 
@@ -53,8 +53,6 @@ impl Node for KernelNode<'_> {
 
     #[inline(always)]
     fn bill(&mut self, meter: u32, direction: Direction, bytes: u16) {
-        if self.trial.is_real() {
-            maps::bill(meter, direction, bytes);
-        }
+        maps::bill(meter, direction, bytes, self.watch);
     }
 }

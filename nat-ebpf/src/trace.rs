@@ -1,11 +1,9 @@
 //! Reporting of packets to the daemon (see [`nat_common::abi::trace`]).
 //!
-//! Both ends are BPF functions of their own, which the verifier checks once, and a packet that is not traced pays for a load
-//! and a branch.
+//! All but [`is_on`] stands in BPF functions of its own, which the verifier checks once.
 
 use core::arch::asm;
 
-use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
@@ -14,7 +12,6 @@ use nat_common::abi::Addr;
 use nat_common::abi::trace::{
     EVENTS_SIZE, EVERYTHING, Event, HEAD, MAX_SNAP, MAX_TRACED, MIN_SNAP, Settings, WINDOW,
 };
-use nat_common::verdict::{Counter, Verdict};
 use nat_common::wire::{ethernet, ipv4};
 
 #[map]
@@ -37,8 +34,6 @@ static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 struct Scratch {
     event: Event,
     frame: [u8; MAX_SNAP],
-    /// Whether the head is the present packet's: the trace may have been switched on since it came.
-    begun: u64,
     /// When this CPU's window began.
     window: u64,
     /// How many events it has written since.
@@ -51,27 +46,11 @@ pub(crate) fn is_on() -> bool {
     TRACE.get(0).is_some_and(|settings| settings.until != 0)
 }
 
-/// Keeps the beginning of the frame as it came.
+/// Keeps the beginning of the frame as it came, if that can be.
 #[inline(always)]
-pub(crate) fn begin(ctx: &XdpContext) {
-    // SAFETY: the context is the one that the program was called with.
-    unsafe { eipnat_trace_begin(ctx.ctx) };
-}
-
-/// Reports the packet, if it is one that is traced.
-#[inline(always)]
-pub(crate) fn end(ctx: &XdpContext, verdict: &Verdict) {
-    let egress = if let Verdict::Forward(egress) = verdict { egress.ifindex } else { 0 };
-    // SAFETY: as above.
-    unsafe { eipnat_trace_end(ctx.ctx, Counter::from(verdict).index(), egress) };
-}
-
-/// # Safety
-/// `ctx` must be the context that the program was called with.
-#[unsafe(no_mangle)]
-#[inline(never)]
-unsafe extern "C" fn eipnat_trace_begin(ctx: *mut xdp_md) -> u64 {
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return 0 };
+pub(crate) fn begin(ctx: &XdpContext) -> bool {
+    let ctx = ctx.ctx;
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return false };
     // SAFETY: the element belongs to this CPU, and XDP programs do not interrupt each other on one.
     let scratch = unsafe { &mut *scratch };
     let event = &mut scratch.event;
@@ -83,27 +62,21 @@ unsafe extern "C" fn eipnat_trace_begin(ctx: *mut xdp_md) -> u64 {
     }
     let length = bounded(u64::from(event.length), HEAD as u64);
     // SAFETY: as many bytes as the buffer holds, and the frame.
-    let loaded = unsafe { bpf_xdp_load_bytes(ctx, 0, event.head.as_mut_ptr().cast(), length as u32) };
-    scratch.begun = u64::from(loaded == 0);
-    0
+    unsafe { bpf_xdp_load_bytes(ctx, 0, event.head.as_mut_ptr().cast(), length as u32) == 0 }
 }
 
-/// # Safety
-/// As for [`eipnat_trace_begin`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-unsafe extern "C" fn eipnat_trace_end(ctx: *mut xdp_md, counter: u32, egress: u32) -> u64 {
-    let (Some(settings), Some(scratch)) = (TRACE.get_ptr_mut(0), SCRATCH.get_ptr_mut(0)) else { return 0 };
+/// Reports the packet, if it is one that is wanted.
+#[inline(always)]
+pub(crate) fn end(ctx: &XdpContext, counter: u32, egress: u32) {
+    let ctx = ctx.ctx;
+    let (Some(settings), Some(scratch)) = (TRACE.get_ptr_mut(0), SCRATCH.get_ptr_mut(0)) else { return };
     // SAFETY: the daemon's, whose parts are read one by one; this CPU's.
     let (settings, scratch) = unsafe { (&mut *settings, &mut *scratch) };
     let event = &mut scratch.event;
-    if core::mem::take(&mut scratch.begun) == 0 {
-        return 0;
-    }
     if settings.until < event.time {
         // Nobody has prolonged it.
         settings.until = 0;
-        return 0;
+        return;
     }
     let snap = if settings.snap < MIN_SNAP as u32 { MIN_SNAP as u64 } else { u64::from(settings.snap) };
     let snap = if snap < u64::from(event.length) { snap } else { u64::from(event.length) };
@@ -111,7 +84,7 @@ unsafe extern "C" fn eipnat_trace_end(ctx: *mut xdp_md, counter: u32, egress: u3
     // SAFETY: as many bytes as the buffer holds, and the frame.
     let loaded = unsafe { bpf_xdp_load_bytes(ctx, 0, scratch.frame.as_mut_ptr().cast(), captured as u32) };
     if loaded != 0 || !is_wanted(event, &scratch.frame) {
-        return 0;
+        return;
     }
     if event.time.wrapping_sub(scratch.window) >= WINDOW {
         scratch.window = event.time;
@@ -131,9 +104,8 @@ unsafe extern "C" fn eipnat_trace_end(ctx: *mut xdp_md, counter: u32, egress: u3
     let bytes =
         unsafe { core::slice::from_raw_parts(core::ptr::from_ref(event).cast::<u8>(), length as usize) };
     if EVENTS.output::<[u8]>(bytes, 0).is_err() {
-        return leave_out();
+        leave_out();
     }
-    0
 }
 
 /// Whether one of the packet's addresses is traced.
@@ -161,12 +133,11 @@ fn is_traced(addr: Addr) -> bool {
 }
 
 #[inline(always)]
-fn leave_out() -> u64 {
+fn leave_out() {
     if let Some(left_out) = LEFT_OUT.get_ptr_mut(0) {
         // SAFETY: as for the scratch.
         unsafe { *left_out += 1 };
     }
-    0
 }
 
 /// At least 1 and at most `most`, and the verifier knows it of the very register.
