@@ -111,11 +111,11 @@ pub(crate) fn end(ctx: &XdpContext, counter: u32, egress: u32) {
 /// Whether one of the packet's addresses is traced.
 #[inline(always)]
 fn is_wanted(event: &Event, frame: &[u8; MAX_SNAP]) -> bool {
+    const TYPE: usize = ethernet::HEADER_LEN - 2;
+    const SOURCE: usize = ethernet::HEADER_LEN + ipv4::ADDRESSES;
     if is_traced(EVERYTHING) {
         return true;
     }
-    const TYPE: usize = ethernet::HEADER_LEN - 2;
-    const SOURCE: usize = ethernet::HEADER_LEN + ipv4::ADDRESSES;
     if [frame[TYPE], frame[TYPE + 1]] != ethernet::TYPE_IPV4.to_be_bytes() || event.length < SOURCE as u32 + 8
     {
         return false;
@@ -147,12 +147,12 @@ fn bounded(length: u64, most: u64) -> u64 {
     // SAFETY: comparisons of a register.
     unsafe {
         asm!(
-            "if {length} != 0 goto 1f",
+            "if {length} != 0 goto 2f",
             "{length} = 1",
-            "1:",
-            "if {length} <= {most} goto 2f",
-            "{length} = {most}",
             "2:",
+            "if {length} <= {most} goto 3f",
+            "{length} = {most}",
+            "3:",
             length = inout(reg) bounded,
             most = in(reg) most,
             options(pure, nomem, nostack),
