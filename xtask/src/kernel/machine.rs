@@ -30,7 +30,7 @@ pub(super) fn run(vmlinuz: &Path, initramfs: File) -> anyhow::Result<Console> {
     // timeout(1) ends qemu even if nobody is left to wait for it. In the foreground, for Ctrl-C has to reach qemu.
     let mut command = Command::new("timeout");
     command
-        .args(["--foreground", "--kill-after=5", LIMIT, "qemu-system-x86_64", "-accel", "tcg", "-m", "1024"])
+        .args(["--foreground", "--kill-after=5", LIMIT, "qemu-system-x86_64", "-accel", "tcg", "-m", "2048"])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
         .args(["-serial", "file:/dev/stdout", "-initrd", "/dev/stdin", "-kernel"])
         .arg(vmlinuz)
