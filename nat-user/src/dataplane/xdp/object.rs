@@ -28,6 +28,9 @@ const PROGRAM: &str = "eipnat";
 /// The program in the object that asks the kernel's FIB; loaded when it is needed.
 const FIB_PROGRAM: &str = "eipnat_fib";
 
+/// How the lines of the verifier's log begin that come after what it has to say.
+const STATISTICS: [&str; 3] = ["processed ", "stack depth ", "verification time "];
+
 /// Name of the program's pin.
 pub(super) const PROGRAM_PIN: &str = "program";
 
@@ -56,7 +59,7 @@ fn load_program(program: &mut Xdp) -> anyhow::Result<()> {
     program.load().map_err(|error| match error {
         ProgramError::LoadError { io_error, verifier_log } => {
             let log = verifier_log.to_string();
-            let last = log.lines().rfind(|line| !line.is_empty() && !line.starts_with("processed"));
+            let last = log.lines().rfind(|line| !line.is_empty() && !STATISTICS.iter().any(|word| line.starts_with(word)));
             anyhow!(
                 "the kernel refuses the XDP program ({io_error}: {}); it needs Linux 6.1 or later with BPF JIT",
                 last.unwrap_or("no reason given")
