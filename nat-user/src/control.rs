@@ -17,7 +17,7 @@ pub use self::usage::settle;
 use crate::config::{self, KeyError};
 use crate::dataplane::{AddressDrops, Binding, Dataplane, Half, Mended, Owner, Owners, Port, Verdicts};
 use crate::explain;
-use crate::model::{Carried, Change, Closing, Command, ImportError, Line, Model, Refusal, Subject};
+use crate::model::{Carried, Change, Closing, Command, ImportError, Line, Model, Record, Refusal, Subject};
 use crate::reconcile::{self, Patrol};
 use crate::store::Store;
 use crate::usage::Entries;
@@ -86,16 +86,16 @@ impl Control {
                         restore FILE`, or run `eipnat unload` to begin with nothing";
             return Err(KeyError::new("store.path", what).into());
         }
+        let standing = dataplane.standing()?;
         let actual = dataplane.halves()?.into_iter().collect();
-        let mut bill = Bill::take_up(&mut store, &*dataplane, usage, now)?;
-        let mut entries = Entries::default();
-        for meter in reset_foreign_meters(&mut *dataplane, &store, &actual)? {
-            bill.ledger.begin(&mut entries, meter, now);
-        }
-        bill.note(&mut store, entries, now)?;
-        let steps = reconcile::everything_from(&mut *dataplane, store.model().bindings(), &actual)?;
-        if !steps.is_empty() {
-            info!("the datapath differed from the desired state: {} steps to mend it", steps.len());
+        // In this order: nobody counts any more who should not, then it is read what he came to, and then another one may.
+        let left = reconcile::remove_others(&mut *dataplane, store.model().bindings(), &actual)?;
+        let bill = Bill::take_up(&mut store, &*dataplane, &standing, usage, now)?;
+        reset_foreign_meters(&mut *dataplane, &store, &actual)?;
+        let inserted = reconcile::everything_from(&mut *dataplane, store.model().bindings(), &left)?;
+        if left != actual || !inserted.is_empty() {
+            let steps = actual.len() - left.len() + inserted.len();
+            info!("the datapath differed from the desired state: {steps} steps to mend it");
         }
         dataplane.activate(&owners(store.model()))?;
         let mut control = Self {
@@ -124,13 +124,6 @@ impl Control {
         // Whoever waits has been there first.
         self.serve_waiting(now);
         let change = self.store.model().plan(command, now)?;
-        if let Command::Allocate(_) = command
-            && let Subject::Eip(eip) = &change.subject
-            && !change.is_nothing()
-        {
-            // What was dropped before is not the new holder's.
-            self.dataplane.forget_drops(eip.address)?;
-        }
         self.carry_out(change, now)
     }
 
@@ -151,6 +144,12 @@ impl Control {
             // Still nobody's, so nothing is lost if the commit fails; after it a crash could bill old traffic.
             self.dataplane.reset_meter(meter).context("a counter cannot be reset; nothing has changed")?;
             self.patrol.forget(meter);
+        }
+        for edit in change.edits() {
+            if let (None, Some(Record::Eip(eip))) = (&edit.before, &edit.after) {
+                // What was dropped before is not the new holder's.
+                self.dataplane.forget_drops(eip.address)?;
+            }
         }
         let subject = change.subject.clone();
         let (before, after) = change.bindings();
@@ -175,6 +174,7 @@ impl Control {
     /// Reads the meters for the last time whose bindings have ended. The datapath follows the store, so nothing counts
     /// on them any more.
     fn close_meters(&mut self, now: SystemTime) -> anyhow::Result<()> {
+        self.bill.catch_up(&mut self.store, now)?;
         let closing: Vec<Closing> = self.model().closing().cloned().collect();
         if closing.is_empty() {
             return Ok(());
@@ -389,29 +389,26 @@ impl Control {
     }
 }
 
-/// Sets the meters to zero that have counted for another binding than the store says, or for none: after a restore. Answers which.
+/// Sets the meters to zero that have counted for another binding than the store says, or for none: after a restore.
 fn reset_foreign_meters(
     dataplane: &mut dyn Dataplane,
     store: &Store,
     actual: &BTreeSet<Half>,
-) -> anyhow::Result<Vec<u32>> {
-    let mut reset = Vec::new();
+) -> anyhow::Result<()> {
     let stands = |binding: Binding| {
         actual.contains(&Half::Inbound(binding)) || actual.contains(&Half::Outbound(binding))
     };
     for binding in store.model().bindings().filter(|binding| !stands(*binding)) {
         dataplane.reset_meter(binding.meter)?;
-        reset.push(binding.meter);
     }
     let closing: HashMap<u32, Ipv4Addr> =
         store.model().closing().map(|closing| (closing.meter, closing.address)).collect();
     for binding in actual.iter().map(Half::binding) {
         if closing.get(&binding.meter).is_some_and(|address| *address != binding.public_ip) {
             dataplane.reset_meter(binding.meter)?;
-            reset.push(binding.meter);
         }
     }
-    Ok(reset)
+    Ok(())
 }
 
 /// Whom each meter counts for.

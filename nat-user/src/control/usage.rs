@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -13,14 +13,23 @@ use log::warn;
 
 use super::Control;
 use crate::config;
-use crate::dataplane::Dataplane;
 use crate::dataplane::xdp::LastCounts;
+use crate::dataplane::{Binding, Dataplane};
 use crate::model::{Carried, Change, Closing, Eip, Name, Record, Spec};
 use crate::store::{self, Cursor, Noted, Query, Remembered, Store};
 use crate::usage::{self, Entries, Ledger, Payer, seconds};
 
-/// How often everything is written down that the meters show.
-const FLUSH: Duration = Duration::from_secs(10);
+/// How often everything is written down that the meters show: often enough for every byte to be on disk within ten seconds,
+/// unless the disk is slow or there are millions of meters.
+const FLUSH: Duration = Duration::from_secs(8);
+
+/// Records are only removed after so many rounds that came one after another within this time: a clock that is wrong for a
+/// while must not cost bills.
+const STEADY_ROUNDS: u32 = 360;
+const STEADY_STEP: Duration = Duration::from_mins(1);
+
+/// How often records are removed in a round, [`AT_ONCE`] at a time.
+const FORGET_BATCHES: u32 = 8;
 
 /// How many meters are looked at without letting others have their turn.
 const PART: u32 = 4096;
@@ -40,10 +49,22 @@ pub(super) struct Bill {
     config: config::Usage,
     /// When it is to be written the next time.
     due: SystemTime,
-    /// When everything had been written the last time.
-    flushed: Option<SystemTime>,
+    round: Round,
+    /// When the last round began that has written everything; before the first one, when the daemon did.
+    flushed: SystemTime,
+    /// How many rounds have followed each other as they should by the clock.
+    steady: u32,
     /// When bindings of EIPs ended, of late.
     ended: HashMap<Ipv4Addr, SystemTime>,
+    /// What the start has come to, as long as it cannot be written.
+    pending: Option<(Option<Change>, Entries)>,
+}
+
+/// A pass over all meters.
+#[derive(Clone, Copy, Debug)]
+struct Round {
+    began: SystemTime,
+    has_failed: bool,
 }
 
 /// Whom records are asked for that are under way, and how far the others were read.
@@ -53,31 +74,52 @@ pub(super) type Page = (Vec<usage::Record>, Option<Cursor>);
 pub(super) type Metered = (Ipv4Addr, Name, Carried);
 
 impl Bill {
-    /// Takes the ledger up that a store remembers. The datapath has the meters as an earlier daemon has left them.
+    /// Takes the ledger up that a store remembers. The datapath has the meters as an earlier daemon has left them, and what
+    /// is not desired counts no more; `standing` is what stood before.
     pub(super) fn take_up(
         store: &mut Store,
         dataplane: &dyn Dataplane,
+        standing: &HashSet<Binding>,
         config: config::Usage,
         now: SystemTime,
     ) -> anyhow::Result<Self> {
-        let Remembered { meters, at, open, readings, accounts } = store.take_remembered();
+        let Remembered { meters, at, serial, open, readings, accounts } = store.take_remembered();
         let mut ledger = Ledger::new(config.interval, now);
-        ledger.take_up(open.iter().map(|(meter, open, _)| (*meter, *open)), readings, accounts);
+        let begun = open.iter().map(|(meter, open, _)| (*meter, *open));
+        ledger.take_up(serial, begun, readings.iter().copied(), accounts);
         let mut bill = Self {
             ledger,
             meters: dataplane.meters_id(),
             config,
             due: now,
-            flushed: None,
+            round: Round { began: now, has_failed: false },
+            flushed: now,
+            steady: 0,
             ended: HashMap::new(),
+            pending: None,
         };
-        let mut entries = Entries::default();
+        let (mut entries, mut change) = (Entries::default(), None);
         if meters == bill.meters {
-            for (meter, _, payer) in open {
-                if payer_of(store, meter).as_ref() != Some(&payer) {
-                    // A backup of the state was put back. What has been counted since was counted for whom it was before.
-                    let reading = read(dataplane, &[meter])?[0];
-                    bill.ledger.end(&mut entries, meter, reading, now, &payer, false);
+            let goes_on = |meter: u32| match store.model().binding_on(meter) {
+                Some(binding) => standing.contains(&binding),
+                // Its counter stands still until it is read for the last time.
+                None => store.model().closing().any(|closing| closing.meter == meter),
+            };
+            let open: HashMap<u32, Payer> =
+                open.into_iter().map(|(meter, _, payer)| (meter, payer)).collect();
+            let known: BTreeSet<u32> =
+                open.keys().copied().chain(readings.iter().map(|(meter, _)| *meter)).collect();
+            for meter in known {
+                let (goes_on, payer) = (goes_on(meter), open.get(&meter));
+                if goes_on && payer.is_none_or(|payer| payer_of(store, meter).as_ref() == Some(payer)) {
+                    continue;
+                }
+                // An older state was put back. What has been counted since was counted for whom it was before.
+                if let Some(payer) = payer {
+                    let reading = last_reading(dataplane, meter)?;
+                    bill.ledger.end(&mut entries, meter, reading, now, payer, !goes_on);
+                } else {
+                    bill.ledger.begin(&mut entries, meter, now);
                 }
             }
         } else {
@@ -86,7 +128,7 @@ impl Bill {
                 bill.leave_out(&mut entries, store, dataplane)?;
             } else {
                 // Prometheus takes a counter that goes back for one that has begun at zero, so it had better.
-                store.commit(store.model().plan_anew())?;
+                change = Some(store.model().plan_anew());
                 let at = humantime::format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_secs(at));
                 warn!(
                     "the counters have begun anew, as after a restart of the machine: what was carried between {at}, when \
@@ -94,8 +136,31 @@ impl Bill {
                 );
             }
         }
-        bill.note(store, entries, now)?;
+        bill.pending = Some((change, entries));
+        if let Err(error) = bill.catch_up(store, now) {
+            // A full disk is no reason not to forward; it is tried again.
+            warn!("the bill cannot be written: {error:#}");
+        }
         Ok(bill)
+    }
+
+    /// Writes down what the start has come to, if that is still to be done: before anything else is.
+    pub(super) fn catch_up(&mut self, store: &mut Store, now: SystemTime) -> anyhow::Result<()> {
+        let Some((change, entries)) = self.pending.take() else { return Ok(()) };
+        let noted = self.noted(&entries, now);
+        let written = match &change {
+            Some(change) => store.commit_with(change.clone(), Some(&noted)).map(drop),
+            None if entries.is_empty() => Ok(()),
+            None => store.note(&noted),
+        };
+        match written {
+            Ok(()) => self.ledger.apply(entries),
+            Err(error) => {
+                self.pending = Some((change, entries));
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// A new ledger begins with what is carried from now on: the rest may be on another one, which was taken away.
@@ -107,8 +172,8 @@ impl Bill {
     ) -> anyhow::Result<()> {
         let meters: Vec<u32> = store.model().metered(0..store.model().meters_used()).collect();
         let before = entries.readings.len();
-        for (meter, reading) in meters.iter().zip(read(dataplane, &meters)?) {
-            self.ledger.leave_out(entries, *meter, reading);
+        for (meter, reading) in meters.iter().zip(dataplane.last_readings(&meters)?) {
+            self.ledger.leave_out(entries, *meter, reading.into());
         }
         if entries.readings.len() > before {
             warn!("the ledger is new: what the counters show already is not on it");
@@ -148,17 +213,19 @@ pub fn settle(directory: &Path, counts: &LastCounts<'_>) -> anyhow::Result<()> {
     let Some(id) = counts.meters_id().filter(|_| store::exists(directory)) else { return Ok(()) };
     let unsettled = "what was carried since the ledger was written last is on no bill";
     let mut store = Store::open(directory, Spec::default(), u32::MAX).context(unsettled)?;
-    let Remembered { meters, open, readings, accounts, .. } = store.take_remembered();
+    let Remembered { meters, serial, open, readings, accounts, .. } = store.take_remembered();
     if meters != id {
         return Ok(());
     }
     let now = SystemTime::now();
     // Its intervals do not matter: every record ends here.
     let mut ledger = Ledger::new(config::Usage::default().interval, now);
-    ledger.take_up(open.iter().map(|(meter, open, _)| (*meter, *open)), readings, accounts);
+    ledger.take_up(serial, open.iter().map(|(meter, open, _)| (*meter, *open)), readings, accounts);
+    let open: HashMap<u32, Payer> = open.into_iter().map(|(meter, _, payer)| (meter, payer)).collect();
     let mut entries = Entries::default();
     for (meter, reading) in counts.meters(&super::owners(store.model())).context(unsettled)? {
-        if let Some(payer) = payer_of(&store, meter) {
+        // Who has the record; the state may be an older one.
+        if let Some(payer) = open.get(&meter).cloned().or_else(|| payer_of(&store, meter)) {
             ledger.end(&mut entries, meter, reading.into(), now, &payer, true);
         }
     }
@@ -177,6 +244,11 @@ pub(super) fn payer_of_closing(closing: &Closing) -> Payer {
     Payer { address: closing.address, account: closing.account.clone(), vm: closing.vm.clone() }
 }
 
+fn last_reading(dataplane: &dyn Dataplane, meter: u32) -> anyhow::Result<Carried> {
+    let reading = dataplane.last_readings(&[meter])?;
+    reading.first().copied().map(Carried::from).context("the datapath reads no meter")
+}
+
 fn read(dataplane: &dyn Dataplane, meters: &[u32]) -> anyhow::Result<Vec<Carried>> {
     Ok(dataplane.meters(meters)?.into_iter().map(Carried::from).collect())
 }
@@ -185,6 +257,7 @@ impl Control {
     /// Commits a change with what it means for the bill: new meters begin, and where a VM gets its name while its address is
     /// bound, the record of that splits.
     pub(super) fn commit(&mut self, change: Change, now: SystemTime) -> anyhow::Result<u64> {
+        self.bill.catch_up(&mut self.store, now)?;
         let mut entries = Entries::default();
         for meter in change.new_meters() {
             self.bill.ledger.begin(&mut entries, meter, now);
@@ -238,17 +311,33 @@ impl Control {
 
     /// Writes a part of the bill: what some meters show.
     pub fn flush(&mut self, part: u32, now: SystemTime) {
-        let is_last = part + 1 >= self.flush_parts();
-        let flushed =
-            self.try_flush(part, now).and_then(|()| if is_last { self.forget_records(now) } else { Ok(()) });
-        match flushed {
-            Ok(()) if is_last => self.bill.flushed = Some(now),
-            Ok(()) => {}
-            Err(error) => warn!("the bill cannot be written, and is tried again: {error:#}"),
+        if part == 0 {
+            self.bill.round = Round { began: now, has_failed: false };
+        }
+        if let Err(error) = self.try_flush(part, now) {
+            warn!("the bill cannot be written, and is tried again: {error:#}");
+            self.bill.round.has_failed = true;
+        }
+        if part + 1 < self.flush_parts() {
+            return;
+        }
+        let Round { began, has_failed } = self.bill.round;
+        if !has_failed {
+            let step = began.duration_since(self.bill.flushed);
+            let is_steady = step.is_ok_and(|step| step <= STEADY_STEP);
+            self.bill.steady = if is_steady { self.bill.steady.saturating_add(1) } else { 0 };
+            self.bill.flushed = began;
+            self.bill.ledger.looked(began);
+        }
+        if self.bill.steady >= STEADY_ROUNDS
+            && let Err(error) = self.forget_records(now)
+        {
+            warn!("records that are too old cannot be removed, and stay: {error:#}");
         }
     }
 
     fn try_flush(&mut self, part: u32, now: SystemTime) -> anyhow::Result<()> {
+        self.bill.catch_up(&mut self.store, now)?;
         let meters: Vec<u32> = self.model().metered(part * PART..(part + 1) * PART).collect();
         let mut entries = Entries::default();
         for (meter, reading) in meters.iter().copied().zip(read(&*self.dataplane, &meters)?) {
@@ -258,16 +347,21 @@ impl Control {
         self.bill.note(&mut self.store, entries, now)
     }
 
-    /// Removes records that are too old; more of them the next time.
+    /// Removes records that are too old; if there are very many, more of them the next time.
     fn forget_records(&mut self, now: SystemTime) -> anyhow::Result<()> {
         self.bill.ended.retain(|_, ended| *ended + config::MAX_ACTIVE_WINDOW >= now);
         let before = now.checked_sub(self.bill.config.retention).map_or(0, seconds);
-        self.store.forget_records(before, AT_ONCE).map(drop)
+        for _ in 0..FORGET_BATCHES {
+            if !self.store.forget_records(before, AT_ONCE)? {
+                break;
+            }
+        }
+        Ok(())
     }
 
-    /// When the bill was written the last time, everything that the meters showed.
+    /// When the bill had the last time everything that the meters showed; before the first time, when the daemon began.
     #[must_use]
-    pub const fn flushed(&self) -> Option<SystemTime> {
+    pub const fn flushed(&self) -> SystemTime {
         self.bill.flushed
     }
 
@@ -316,6 +410,10 @@ impl Control {
     /// # Errors
     /// If the ledger or the datapath cannot be read.
     pub fn usage(&self, query: &Query, now: SystemTime) -> anyhow::Result<Page> {
+        anyhow::ensure!(
+            self.bill.pending.is_none(),
+            "the ledger cannot be written, so it is not up to date; see the log"
+        );
         let cursor = self.store.records_from(query)?;
         let model = self.model();
         let meters: Vec<u32> = match query.eip {

@@ -6,7 +6,7 @@ pub mod trace;
 pub mod trial;
 pub mod xdp;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -213,6 +213,14 @@ pub trait Dataplane: Trials + Send {
     fn mend(&mut self) -> anyhow::Result<Mended>;
     /// Counters of the given meters, summed over all CPUs, in the same order.
     fn meters(&self, meters: &[u32]) -> anyhow::Result<Vec<Meter>>;
+    /// Every binding of which a half stands, or stood when an earlier daemon ended, in whichever maps.
+    fn standing(&self) -> anyhow::Result<HashSet<Binding>> {
+        Ok(self.halves()?.iter().map(Half::binding).collect())
+    }
+    /// As [`Dataplane::meters`], before [`Dataplane::activate`] has carried over what earlier maps have counted: with it.
+    fn last_readings(&self, meters: &[u32]) -> anyhow::Result<Vec<Meter>> {
+        self.meters(meters)
+    }
     /// Sets a meter to zero, before its first use.
     fn reset_meter(&mut self, meter: u32) -> anyhow::Result<()>;
     /// What the meters are told from others by, which began at zero at another time.

@@ -4,7 +4,7 @@
 mod series;
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -64,8 +64,6 @@ fn families(control: &Control) -> anyhow::Result<Vec<MetricFamily>> {
         counters.iter().map(|(reason, packets)| counter(&[("reason", reason)], *packets)).collect()
     };
 
-    let flushed: Option<SystemTime> = control.flushed();
-
     let families = [
         ("eipnat_packets_total", "Packets by verdict; each is counted once.", MetricType::COUNTER, verdicts),
         (
@@ -108,7 +106,7 @@ fn families(control: &Control) -> anyhow::Result<Vec<MetricFamily>> {
             "eipnat_usage_flushed_timestamp_seconds",
             "When the usage ledger had all that the meters showed; a power cut would lose what came since.",
             MetricType::GAUGE,
-            flushed.map(|at| gauge(&[], crate::usage::seconds(at))).into_iter().collect(),
+            vec![gauge(&[], crate::usage::seconds(control.flushed()))],
         ),
         (
             "eipnat_build_info",

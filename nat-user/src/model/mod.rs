@@ -210,11 +210,16 @@ impl Model {
         self.bound.get(&binding.private_ip) == Some(binding)
     }
 
+    /// The binding that counts on a meter.
+    #[must_use]
+    pub fn binding_on(&self, meter: u32) -> Option<Binding> {
+        self.bound.get(self.metered.get(&meter)?).copied()
+    }
+
     /// On whose account the traffic of a meter goes, if a binding counts on it.
     #[must_use]
     pub fn payer(&self, meter: u32) -> Option<Payer> {
-        let private_ip = *self.metered.get(&meter)?;
-        let address = self.bound.get(&private_ip)?.public_ip;
+        let Binding { public_ip: address, private_ip, .. } = self.binding_on(meter)?;
         let vm = self.vm_at(private_ip);
         let eip = self.eips.get(&address).filter(|eip| eip.binding().is_some());
         let account = eip.map(|eip| &eip.account).or_else(|| vm.map(|vm| &vm.account))?;

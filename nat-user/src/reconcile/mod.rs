@@ -69,6 +69,20 @@ pub fn apply(dataplane: &mut dyn Dataplane, steps: &[Step]) -> anyhow::Result<()
     })
 }
 
+/// Removes everything from the datapath that is not `desired`, and answers what is left.
+///
+/// # Errors
+/// If the datapath cannot be written.
+pub fn remove_others(
+    dataplane: &mut dyn Dataplane,
+    desired: impl IntoIterator<Item = Binding>,
+    actual: &BTreeSet<Half>,
+) -> anyhow::Result<BTreeSet<Half>> {
+    let left = actual.intersection(&halves(desired)).copied().collect();
+    apply(dataplane, &plan(&left, actual))?;
+    Ok(left)
+}
+
 /// Brings everything in the datapath to `desired`, and says what it took.
 ///
 /// # Errors

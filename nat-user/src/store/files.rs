@@ -74,7 +74,7 @@ pub(super) fn prepare(directory: &Path, database: &Path) -> anyhow::Result<Made>
 }
 
 /// SQLite would take an empty file for a new database.
-pub(super) fn check_not_empty(database: &Path) -> Result<(), KeyError> {
+fn check_not_empty(database: &Path) -> Result<(), KeyError> {
     if fs::metadata(database).is_ok_and(|file| file.len() == 0) {
         let what = format!(
             "{} is empty, so something has cut it off; put a backup in its place with `eipnat store restore FILE`, or \

@@ -55,7 +55,9 @@ impl Store {
         };
         let store = open().map_err(|error| explained(&path, error))?;
         let path = directory.join(usage::FILE);
-        files::check_not_empty(&path)?;
+        if std::fs::metadata(&path).is_ok_and(|file| file.len() == 0) {
+            return Err(usage::explained(&path, anyhow!(Damage("it is empty".to_owned()))));
+        }
         if !path.exists() {
             made.create(&path, usage::make).map_err(|error| explained(&path, error))?;
         }

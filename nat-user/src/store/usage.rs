@@ -5,16 +5,17 @@
 //! changed. For each interval in which records begin their number and the sum of their checksums are kept, so that a
 //! missing one is noticed as well when a whole range is read.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::net::Ipv4Addr;
-use std::path::Path;
-use std::str::FromStr;
+mod read;
 
-use anyhow::{anyhow, bail, ensure};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use anyhow::{anyhow, ensure};
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Row, Transaction, params};
 use twox_hash::XxHash3_128;
 
+pub use self::read::{Cursor, NoCursor, Query};
+pub(super) use self::read::{cursor, some};
 use super::Damage;
 use crate::config::KeyError;
 use crate::model::{Carried, Name};
@@ -32,9 +33,6 @@ const VERSION: i64 = 1;
 /// How many readings are in a row: as many as fit on a page of the database.
 const CHUNK: u32 = 120;
 
-/// Most records of a query that are counted before they are read.
-const CHECKED: i64 = 200_000;
-
 /// How long the ranges are whose records are counted, in seconds.
 const RANGE: Seconds = 3600;
 
@@ -42,7 +40,7 @@ const RANGE: Seconds = 3600;
 pub(super) fn make(connection: &mut Connection) -> anyhow::Result<()> {
     let transaction = connection.transaction()?;
     transaction.execute_batch(
-        "CREATE TABLE usage (id INTEGER PRIMARY KEY, address TEXT NOT NULL, account TEXT NOT NULL, vm TEXT, \
+        "CREATE TABLE usage (id INTEGER PRIMARY KEY AUTOINCREMENT, address TEXT NOT NULL, account TEXT NOT NULL, vm TEXT, \
              begin INTEGER NOT NULL, end INTEGER NOT NULL, in_bytes INTEGER NOT NULL, in_packets INTEGER NOT NULL, \
              out_bytes INTEGER NOT NULL, out_packets INTEGER NOT NULL, sum INTEGER NOT NULL) STRICT;
          CREATE INDEX by_time ON usage (begin);
@@ -55,9 +53,10 @@ pub(super) fn make(connection: &mut Connection) -> anyhow::Result<()> {
          CREATE TABLE reading (chunk INTEGER PRIMARY KEY, readings BLOB NOT NULL, sum INTEGER NOT NULL) STRICT;
          CREATE TABLE account (account TEXT PRIMARY KEY, in_bytes INTEGER NOT NULL, in_packets INTEGER NOT NULL, \
              out_bytes INTEGER NOT NULL, out_packets INTEGER NOT NULL, sum INTEGER NOT NULL) WITHOUT ROWID, STRICT;
-         CREATE TABLE head (meters BLOB NOT NULL, at INTEGER NOT NULL, sum INTEGER NOT NULL) STRICT;",
+         CREATE TABLE head (meters BLOB NOT NULL, at INTEGER NOT NULL, serial INTEGER NOT NULL, \
+             sum INTEGER NOT NULL) STRICT;",
     )?;
-    transaction.execute("INSERT INTO head VALUES (x'', 0, ?1)", [head_sum(&[], 0)])?;
+    transaction.execute("INSERT INTO head VALUES (x'', 0, 0, ?1)", [head_sum(&[], 0, 0)])?;
     transaction.pragma_update(None, "application_id", APPLICATION)?;
     transaction.pragma_update(None, "user_version", VERSION)?;
     Ok(transaction.commit()?)
@@ -70,6 +69,8 @@ pub struct Remembered {
     pub meters: Vec<u8>,
     /// When it was written last.
     pub at: Seconds,
+    /// How often it was written.
+    pub serial: u64,
     /// The records that were under way.
     pub open: Vec<(u32, Open, Payer)>,
     /// How much of each meter was accounted for.
@@ -83,15 +84,21 @@ pub(super) fn remembered(connection: &Connection) -> anyhow::Result<Remembered> 
     let application: i32 = connection.query_row("PRAGMA ledger.application_id", [], |row| row.get(0))?;
     let version: i64 = connection.query_row("PRAGMA ledger.user_version", [], |row| row.get(0))?;
     ensure!(application == APPLICATION, Damage("it is another program's database".to_owned()));
-    ensure!(version == VERSION, Damage(format!("a newer eipnat made it (schema {version}); run that one")));
-    let head = connection.query_row("SELECT meters, at, sum FROM ledger.head", [], |row| {
-        Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, i64>(1)?.cast_unsigned(), row.get::<_, i64>(2)?))
+    if version != VERSION {
+        let what =
+            format!("a newer eipnat made {FILE} (schema {version}, this one knows {VERSION}); run that one");
+        return Err(KeyError::new("store.path", what).into());
+    }
+    let head = connection.query_row("SELECT meters, at, serial, sum FROM ledger.head", [], |row| {
+        let (at, serial): (i64, i64) = (row.get(1)?, row.get(2)?);
+        Ok((row.get::<_, Vec<u8>>(0)?, at.cast_unsigned(), serial.cast_unsigned(), row.get::<_, i64>(3)?))
     });
-    let head = head.optional()?.filter(|(meters, at, sum)| *sum == head_sum(meters, *at));
-    let (meters, at, _) = head.ok_or_else(|| anyhow!(Damage("its head".to_owned())))?;
+    let head = head.optional()?.filter(|(meters, at, serial, sum)| *sum == head_sum(meters, *at, *serial));
+    let (meters, at, serial, _) = head.ok_or_else(|| anyhow!(Damage("its head".to_owned())))?;
     Ok(Remembered {
         meters,
         at,
+        serial,
         open: open(connection)?,
         readings: readings(connection)?,
         accounts: accounts(connection)?,
@@ -185,10 +192,21 @@ pub(super) fn write(
     }
     write_readings(transaction, entries, ledger)?;
     write_accounts(transaction, entries, ledger)?;
-    transaction.execute(
-        "UPDATE ledger.head SET meters = ?1, at = ?2, sum = ?3",
-        params![meters, at.cast_signed(), head_sum(meters, at)],
+    let (before, serial) = (ledger.serial(), ledger.serial() + 1);
+    let changed = transaction.execute(
+        "UPDATE ledger.head SET meters = ?1, at = ?2, serial = ?3, sum = ?4 WHERE serial = ?5",
+        params![
+            meters,
+            at.cast_signed(),
+            serial.cast_signed(),
+            head_sum(meters, at, serial),
+            before.cast_signed()
+        ],
     )?;
+    // An earlier writing that seemed to fail may stand all the same: then this one must not.
+    if changed != 1 {
+        return Err(rusqlite::Error::StatementChangedRows(changed));
+    }
     Ok(())
 }
 
@@ -262,149 +280,35 @@ fn write_accounts(transaction: &Transaction<'_>, entries: &Entries, ledger: &Led
     Ok(())
 }
 
-/// Which records are asked for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Query {
-    /// Those of this public address.
-    pub eip: Option<Ipv4Addr>,
-    /// Those that this account pays for.
-    pub account: Option<Name>,
-    /// Those that begin then or later.
-    pub from: Seconds,
-    /// Those that begin earlier than that; without it, up to now.
-    pub to: Option<Seconds>,
-}
-
-impl Query {
-    /// Whether it is asked for records of a payer.
-    #[must_use]
-    pub fn is_about(&self, payer: &Payer) -> bool {
-        self.eip.is_none_or(|eip| eip == payer.address)
-            && self.account.as_ref().is_none_or(|account| *account == payer.account)
-    }
-
-    /// Whether it is asked for a record.
-    #[must_use]
-    pub fn wants(&self, record: &Record) -> bool {
-        self.is_about(&record.payer)
-            && self.from <= record.begin
-            && self.to.is_none_or(|to| record.begin < to)
-    }
-}
-
-/// How far a row of readings has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cursor {
-    /// Records that were written later are not among it.
-    last: i64,
-    /// When the last one began that was read, and its place.
-    after: (i64, i64),
-}
-
-impl fmt::Display for Cursor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}.{}", self.last, self.after.0, self.after.1)
-    }
-}
-
-/// A text that is no [`Cursor`].
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is nothing to go on from; use the `next` of the page before")]
-pub struct NoCursor(String);
-
-impl FromStr for Cursor {
-    type Err = NoCursor;
-
-    fn from_str(text: &str) -> Result<Self, NoCursor> {
-        let numbers: Vec<i64> = text.split('.').filter_map(|number| number.parse().ok()).collect();
-        match numbers[..] {
-            [last, begin, id] => Ok(Self { last, after: (begin, id) }),
-            _ => Err(NoCursor(text.to_owned())),
-        }
-    }
-}
-
-/// Where a row of readings begins. Looks whether any record is missing, if there are not too many.
-pub(super) fn cursor(connection: &Connection, query: &Query) -> anyhow::Result<Cursor> {
-    check(connection, query)?;
-    let last = connection.query_row("SELECT coalesce(max(id), 0) FROM ledger.usage", [], |row| row.get(0))?;
-    Ok(Cursor { last, after: (-1, 0) })
-}
-
-/// Some of the records that have ended and that are asked for, by their beginnings, and where those after them begin.
-pub(super) fn some(
-    connection: &Connection,
-    query: &Query,
-    Cursor { last, mut after }: Cursor,
-    limit: u32,
-) -> anyhow::Result<(Vec<Record>, Option<Cursor>)> {
-    let filter = match query {
-        Query { eip: Some(_), .. } => "AND address = ?5",
-        Query { account: Some(_), .. } => "AND account = ?5",
-        _ => "AND ?5 IS NULL",
-    };
-    let by = query.eip.map(|eip| eip.to_string()).or_else(|| query.account.as_ref().map(ToString::to_string));
-    let mut rows = connection.prepare(&format!(
-        "SELECT address, account, vm, begin, end, in_bytes, in_packets, out_bytes, out_packets, sum, id \
-         FROM ledger.usage WHERE begin >= ?1 AND begin < ?2 AND (begin, id) > (?3, ?4) {filter} \
-         ORDER BY begin, id LIMIT ?6"
-    ))?;
-    let begin = query.from.cast_signed().max(after.0);
-    let to = query.to.map_or(i64::MAX, u64::cast_signed);
-    let mut rows = rows.query(params![begin, to, after.0, after.1, by, limit])?;
-    let (mut records, mut read) = (Vec::new(), 0);
-    while let Some(row) = rows.next()? {
-        read += 1;
-        let (payer, begin, end, carried) = fields(row)?;
-        after = (begin.cast_signed(), row.get(10)?);
-        let record = Record { payer, begin, end: end.cast_unsigned(), carried };
-        if after.1 <= last && query.wants(&record) {
-            records.push(record);
-        }
-    }
-    Ok((records, (read == limit).then_some(Cursor { last, after })))
-}
-
-/// Compares the records that begin in the ranges of a query with what was noted when they were written.
-fn check(connection: &Connection, query: &Query) -> anyhow::Result<()> {
-    let from = query.from - query.from % RANGE;
-    let to = query.to.map_or(i64::MAX, u64::cast_signed);
-    let (from, to) = (from.cast_signed(), to);
-    let mut noted = connection.prepare(
-        "SELECT begin, records, sum FROM ledger.range WHERE begin >= ?1 AND begin < ?2 ORDER BY begin",
-    )?;
-    let noted = noted.query_map([from, to], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-    let noted: Vec<(i64, i64, i64)> = noted.collect::<Result<_, _>>()?;
-    if noted.iter().map(|(_, records, _)| records).sum::<i64>() > CHECKED {
-        return Ok(());
-    }
-    let mut sums = connection.prepare("SELECT sum FROM ledger.usage WHERE begin >= ?1 AND begin < ?2")?;
-    for (begin, records, sum) in noted {
-        let (mut actual, mut count) = (0_i64, 0);
-        let mut rows = sums.query([begin, begin + RANGE.cast_signed()])?;
-        while let Some(row) = rows.next()? {
-            (actual, count) = (actual.wrapping_add(row.get(0)?), count + 1);
-        }
-        if (actual, count) != (sum, records) {
-            bail!(Damage(format!("{count} of {records} records are there of the hour from {begin} s on")));
-        }
-    }
-    Ok(())
-}
-
-/// Removes some of the records that have ended before a time; says whether there may be more.
+/// Removes some of the records that began before a time; says whether there may be more.
 pub(super) fn forget(connection: &mut Connection, before: Seconds, limit: u32) -> rusqlite::Result<bool> {
-    // Whole ranges, or they would not add up any more.
-    let before = (before - before % RANGE).cast_signed();
     let transaction = connection.transaction()?;
-    let removed = transaction.execute(
-        "DELETE FROM ledger.usage WHERE id IN (SELECT id FROM ledger.usage WHERE begin < ?1 LIMIT ?2)",
-        params![before, limit],
-    )?;
-    // What is only partly there is not to be looked at any more.
-    transaction.execute("DELETE FROM ledger.range WHERE begin < ?1", [before])?;
+    let (mut ids, mut ranges) = (Vec::new(), BTreeMap::<i64, (i64, i64)>::new());
+    {
+        let mut old = transaction
+            .prepare("SELECT id, begin, sum FROM ledger.usage WHERE begin < ?1 ORDER BY begin LIMIT ?2")?;
+        let mut old = old.query(params![before.cast_signed(), limit])?;
+        while let Some(row) = old.next()? {
+            let (begin, sum): (i64, i64) = (row.get(1)?, row.get(2)?);
+            ids.push(row.get::<_, i64>(0)?);
+            let (count, all) = ranges.entry(begin - begin % RANGE.cast_signed()).or_default();
+            (*count, *all) = (*count + 1, all.wrapping_add(sum));
+        }
+        let mut delete = transaction.prepare("DELETE FROM ledger.usage WHERE id = ?1")?;
+        for id in &ids {
+            delete.execute([id])?;
+        }
+        let mut noted = transaction.prepare("SELECT records, sum FROM ledger.range WHERE begin = ?1")?;
+        let mut put = transaction.prepare("INSERT OR REPLACE INTO ledger.range VALUES (?1, ?2, ?3)")?;
+        for (begin, (count, less)) in ranges {
+            let noted = noted.query_row([begin], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)));
+            let (records, sum) = noted.optional()?.unwrap_or_default();
+            put.execute(params![begin, records - count, sum.wrapping_sub(less)])?;
+        }
+        transaction.execute("DELETE FROM ledger.range WHERE records = 0 AND sum = 0", [])?;
+    }
     transaction.commit()?;
-    Ok(removed == limit as usize)
+    Ok(ids.len() == limit as usize)
 }
 
 /// Address, account, VM, beginning, a number, and counts: of a row that begins so, and whose tenth column is its checksum.
@@ -443,8 +347,8 @@ fn sum(payer: &Payer, begin: Seconds, number: u64, carried: Carried) -> i64 {
     hash(&[format!("{address} {account} {vm} {begin} {number} {carried:?}").as_bytes()])
 }
 
-fn head_sum(meters: &[u8], at: Seconds) -> i64 {
-    hash(&[meters, &at.to_be_bytes()])
+fn head_sum(meters: &[u8], at: Seconds, serial: u64) -> i64 {
+    hash(&[meters, &at.to_be_bytes(), &serial.to_be_bytes()])
 }
 
 fn hash(parts: &[&[u8]]) -> i64 {
@@ -454,6 +358,9 @@ fn hash(parts: &[&[u8]]) -> i64 {
 
 /// Says what to do about a ledger that cannot be used.
 pub(super) fn explained(path: &Path, error: anyhow::Error) -> anyhow::Error {
+    if error.is::<KeyError>() {
+        return error;
+    }
     let code = error.downcast_ref().and_then(rusqlite::Error::sqlite_error_code);
     if let Some(
         ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::CannotOpen | ErrorCode::DiskFull,

@@ -118,6 +118,10 @@ pub struct Ledger {
     interval: Seconds,
     /// Since when meters are looked at of which nothing else is known.
     started: Seconds,
+    /// When all meters were looked at the last time.
+    looked: Seconds,
+    /// How often entries were written.
+    serial: u64,
     slots: Vec<Slot>,
     accounts: BTreeMap<Name, Carried>,
 }
@@ -126,9 +130,12 @@ impl Ledger {
     /// One that knows of nothing yet. Intervals begin at whole multiples of `interval` since 1970, UTC.
     #[must_use]
     pub fn new(interval: Duration, now: SystemTime) -> Self {
+        let started = seconds(now);
         Self {
             interval: interval.as_secs().max(1),
-            started: seconds(now),
+            started,
+            looked: started,
+            serial: 0,
             slots: Vec::new(),
             accounts: BTreeMap::new(),
         }
@@ -137,10 +144,12 @@ impl Ledger {
     /// Takes up what it was closed with.
     pub fn take_up(
         &mut self,
+        serial: u64,
         open: impl IntoIterator<Item = (u32, Open)>,
         readings: impl IntoIterator<Item = (u32, Carried)>,
         accounts: impl IntoIterator<Item = (Name, Carried)>,
     ) {
+        self.serial = serial;
         for (meter, open) in open {
             self.slot_mut(meter).open = Some(open);
         }
@@ -160,6 +169,17 @@ impl Ledger {
     #[must_use]
     pub fn is_active(&self, meter: u32, since: SystemTime) -> bool {
         self.slot(meter).active >= seconds(since)
+    }
+
+    /// All meters have been looked at, from then on.
+    pub fn looked(&mut self, at: SystemTime) {
+        self.looked = seconds(at);
+    }
+
+    /// How often entries were written: the next ones must follow these, and no others.
+    #[must_use]
+    pub const fn serial(&self) -> u64 {
+        self.serial
     }
 
     /// How much of a meter is accounted for.
@@ -222,7 +242,14 @@ impl Ledger {
             Some(_) => {}
             None => {
                 let open = Open { begin: self.beginning(slot, now), base: slot.reading };
-                entries.open.insert(meter, Some((open, payer)));
+                if self.is_over(open, now) {
+                    // It came after the last look, and the interval has ended since.
+                    let end = self.end_of(open, now);
+                    entries.end(&payer, open, end, reading);
+                    entries.since.insert(meter, end);
+                } else {
+                    entries.open.insert(meter, Some((open, payer)));
+                }
             }
         }
     }
@@ -239,15 +266,27 @@ impl Ledger {
         is_over: bool,
     ) {
         let (slot, now) = (self.slot(meter), seconds(now));
-        if let Some(open) = self.open(meter, reading, now) {
+        let has_gone_back = !reading.is_at_least(slot.reading);
+        if let Some(open) = slot.open.filter(|_| has_gone_back) {
+            // Somebody else has set it to zero. What it showed last counts, and what it shows now.
+            entries.end(payer, open, self.end_of(open, now), slot.reading);
+        }
+        if has_gone_back {
+            let open = Open { begin: self.beginning(slot, now), base: Carried::default() };
+            entries.end(payer, open, self.end_of(open, now), reading);
+        } else if let Some(open) = self.open(meter, reading, now) {
             entries.end(payer, open, self.end_of(open, now), reading);
         }
+        let before = if has_gone_back { Carried::default() } else { slot.reading };
         if slot.open.is_some() {
             entries.open.insert(meter, None);
         }
-        entries.count(meter, payer, slot.reading, reading, now);
-        if is_over && reading != Carried::default() {
-            entries.readings.insert(meter, Carried::default());
+        entries.count(meter, payer, before, reading, now);
+        let reading = if is_over { Carried::default() } else { reading };
+        if reading == slot.reading {
+            entries.readings.remove(&meter);
+        } else {
+            entries.readings.insert(meter, reading);
         }
         entries.since.insert(meter, now);
     }
@@ -280,6 +319,7 @@ impl Ledger {
 
     /// Remembers.
     pub fn apply(&mut self, entries: Entries) {
+        self.serial += u64::from(!entries.is_empty());
         for (meter, open) in entries.open {
             self.slot_mut(meter).open = open.map(|(open, _)| open);
         }
@@ -307,9 +347,9 @@ impl Ledger {
         slot.open.or_else(new)
     }
 
-    /// When a record began whose first packet has been seen now.
+    /// When a record began whose first packet has been seen now: it has come since the last look.
     fn beginning(&self, slot: Slot, now: Seconds) -> Seconds {
-        self.interval_of(now).max(slot.since).min(now)
+        self.interval_of(self.looked.min(now)).max(slot.since).min(now)
     }
 
     fn is_over(&self, open: Open, now: Seconds) -> bool {
@@ -319,7 +359,8 @@ impl Ledger {
     /// When a record ends that is looked at now.
     fn end_of(&self, open: Open, now: Seconds) -> Seconds {
         let limit = self.interval_of(open.begin) + self.interval;
-        if now >= limit && now - limit <= ON_TIME { limit } else { now.max(open.begin) }
+        let is_on_time = self.looked <= limit && now >= limit && now - limit <= ON_TIME;
+        if is_on_time { limit } else { now.max(open.begin) }
     }
 
     /// When the interval of a time began.

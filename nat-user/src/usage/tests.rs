@@ -35,7 +35,10 @@ impl Book {
     }
 
     fn read(&mut self, now: u64, reading: u64) -> Entries {
-        self.note(|ledger, entries| ledger.account(entries, 0, bytes(reading), at(now), || Some(payer())))
+        let entries = self
+            .note(|ledger, entries| ledger.account(entries, 0, bytes(reading), at(now), || Some(payer())));
+        self.ledger.looked(at(now));
+        entries
     }
 
     fn end(&mut self, now: u64, reading: u64, is_over: bool) {
@@ -52,6 +55,7 @@ fn a_record_an_interval_from_the_attach_on() {
     book.read(3601, 160);
     // Nothing is carried, so there is no record.
     book.read(7201, 160);
+    book.read(10_890, 160);
     book.read(10_900, 200);
     book.read(14_400, 200);
     assert_eq!(book.records, [(1800, 3600, 160), (10_800, 14_400, 40)]);
@@ -105,6 +109,25 @@ fn a_meter_that_somebody_has_set_to_zero_costs_nothing_that_was_seen() {
     book.read(110, 30);
     book.read(3600, 40);
     assert_eq!(book.records, [(0, 110, 100), (110, 3600, 40)]);
+}
+
+#[test]
+fn what_came_just_before_an_interval_ended_is_in_it() {
+    let mut book = Book::new(0);
+    book.read(3595, 0);
+    book.read(3603, 50);
+    book.read(3610, 60);
+    book.end(3620, 60, true);
+    assert_eq!(book.records, [(0, 3600, 50), (3600, 3620, 10)]);
+}
+
+#[test]
+fn a_meter_that_was_set_to_zero_before_its_end_costs_nothing_that_was_seen() {
+    let mut book = Book::new(0);
+    book.read(100, 100);
+    book.end(110, 30, true);
+    assert_eq!(book.records.iter().map(|record| record.2).sum::<u64>(), 130);
+    assert_eq!(book.ledger.accounts().values().map(|carried| carried.in_bytes).sum::<u64>(), 130);
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod capture;
 mod chain;
 mod daemon;
 mod facility;
+mod meter;
 mod namespace;
 mod process;
 mod prometheus;
@@ -28,10 +29,10 @@ pub use bed::{Bed, Setup, pins};
 pub use capture::{Capture, Packet, meters_on_the_wire};
 pub use chain::{Chain, INNER_ROUTER, Side};
 pub use daemon::{
-    Config, Daemon, METRICS, Meter, beside_this_program, datapath, default_pool, eipnat_binary, refused,
-    run_eipnat,
+    Config, Daemon, METRICS, beside_this_program, datapath, default_pool, eipnat_binary, refused, run_eipnat,
 };
 pub use facility::may_lack;
+pub use meter::Meter;
 pub use namespace::Namespace;
 pub use process::Process;
 pub use prometheus::Prometheus;

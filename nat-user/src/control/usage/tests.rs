@@ -220,9 +220,37 @@ fn old_records_go_and_the_rest_adds_up() {
         flush(&mut control, hour * HOUR);
     }
     assert_eq!(lines(&control, 4 * HOUR).len(), 3);
-    let retention = config::Usage::default().retention.as_secs();
-    flush(&mut control, retention + 2 * HOUR);
+    let late = config::Usage::default().retention.as_secs() + 2 * HOUR - 400;
+    // A clock that is wrong for a while costs nothing.
+    flush(&mut control, late);
+    assert_eq!(lines(&control, 4 * HOUR).len(), 3);
+    for second in 0..400 {
+        flush(&mut control, late + second);
+    }
     assert_eq!(lines(&control, 4 * HOUR), [format!("203.0.113.0 acme - {} {} 3", 2 * HOUR, 3 * HOUR)]);
+}
+
+#[test]
+fn an_older_state_that_is_put_back_loses_no_record_that_was_under_way() {
+    let (directory, dataplane) = (tempfile::tempdir().unwrap(), MemoryDataplane::new(4));
+    let mut control = start(directory.path(), &dataplane, 0);
+    control.execute(&allocate("acme"), at(1)).unwrap();
+    control.execute(&attach(EIP), at(2)).unwrap();
+    let backup = directory.path().join("backup");
+    std::fs::write(&backup, control.backup().unwrap()).unwrap();
+    // Away, and on to a third, which counts on the first meter again.
+    for (host, now) in [(9, 3), (10, 4)] {
+        let target = Target::PrivateIp(Ipv4Addr::new(10, 0, 0, host));
+        control.execute(&Command::Attach { eip: EIP, target, reassign: true }, at(now)).unwrap();
+    }
+    assert_eq!(dataplane.state().inbound[&EIP].meter, 0);
+    carry(&dataplane, 0, 30);
+    flush(&mut control, 5);
+    drop(control);
+    store::restore(directory.path(), &backup).unwrap();
+    let control = start(directory.path(), &dataplane, 10);
+    assert_eq!(lines(&control, 10), ["203.0.113.0 acme - 4 10 30"]);
+    assert_eq!(control.carried(EIP).unwrap(), Carried::default());
 }
 
 /// What happens to a node.

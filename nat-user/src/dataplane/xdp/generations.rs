@@ -152,6 +152,11 @@ impl Generation {
         add_counters().with_context(|| self.unreadable(map::COUNTERS))
     }
 
+    /// Adds what its meters show, whomever they count for.
+    pub(super) fn add_readings(&self, sums: &mut BTreeMap<u32, Meter>) -> anyhow::Result<()> {
+        self.add_meters(sums, |_| true).with_context(|| self.unreadable(map::METERS))
+    }
+
     fn add_meters(
         &self,
         sums: &mut BTreeMap<u32, Meter>,

@@ -25,13 +25,14 @@ mod sysctls;
 mod targets;
 mod tracer;
 mod trials;
+mod unload;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ::log::{debug, error, info, warn};
+use ::log::{error, info, warn};
 use anyhow::Context as _;
 use aya_log::EbpfLogger;
 use ipnet::Ipv4Net;
@@ -47,6 +48,8 @@ use self::maps::Maps;
 use self::object::{MapPins, Program};
 use self::ports::Ports;
 use self::tracer::XdpTracer;
+use self::unload::remove;
+pub use self::unload::{LastCounts, unload};
 use super::trace::Tracer;
 use super::{AddressDrops, Binding, Dataplane, Half, Mended, Owners, Place, Port, Role, Verdicts};
 use crate::config::{self, KeyError};
@@ -273,80 +276,6 @@ impl Drop for XdpDataplane {
     }
 }
 
-/// Detaches the program from its interfaces, puts their sysctls back and removes everything under `pin_path`. A
-/// daemon that runs on it is asked to end first. Fine if there is nothing. When no packet is counted any more, `settle` may
-/// read the counters for the last time.
-///
-/// # Errors
-/// If the daemon does not end, or something cannot be removed.
-pub fn unload(
-    pin_path: &Path,
-    settle: impl FnOnce(&LastCounts<'_>) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    checks::root()?;
-    if !bpffs::is_bpffs(pin_path) {
-        debug!("nothing is pinned at {}", pin_path.display());
-        return Ok(());
-    }
-    let _lock = PinLock::take_from_daemon(pin_path)?;
-    remove(pin_path, 0, settle)
-}
-
-/// What a datapath has counted whose program is off.
-#[derive(Debug)]
-pub struct LastCounts<'a>(&'a [&'a Generation]);
-
-impl LastCounts<'_> {
-    /// What its meters are told from others by: [`Dataplane::meters_id`]; `None` if there are none.
-    #[must_use]
-    pub fn meters_id(&self) -> Option<[u8; 16]> {
-        self.0.last().map(|generation| generation.node.id)
-    }
-
-    /// What each meter shows that counts for whom it is to count.
-    ///
-    /// # Errors
-    /// If the maps cannot be read.
-    pub fn meters(&self, owners: &Owners) -> anyhow::Result<BTreeMap<u32, Meter>> {
-        let first = self.0.iter().rposition(|generation| generation.is_current()).unwrap_or(0);
-        let mut sums = Sums::default();
-        self.0[first..].iter().try_for_each(|generation| generation.add_to(&mut sums, owners))?;
-        Ok(sums.meters)
-    }
-}
-
-/// Takes the datapath under `pin_path` apart. What cannot be undone is no reason to leave the rest; it is told in the end.
-/// The caller holds the lock.
-fn remove(
-    pin_path: &Path,
-    directories_made: u8,
-    settle: impl FnOnce(&LastCounts<'_>) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let mut findings = Findings::default();
-    generations::restore_pins(pin_path, &mut findings);
-    let generations = Generation::all(pin_path).unwrap_or_else(|error| {
-        findings.fail(error);
-        Vec::new()
-    });
-    let open: Vec<&Generation> = generations.iter().filter(|generation| generation.is_open()).collect();
-    let mut told = BTreeMap::new();
-    for generation in open.iter().rev() {
-        findings.check(generation.ports().map(|ports| told.extend(ports)));
-    }
-    ports::detach_all(pin_path, &told, &mut findings);
-    findings.check(quiesce().and_then(|()| settle(&LastCounts(&open))));
-    if let Some(first) = open.first() {
-        let before = first.node.all_send_redirects_before;
-        findings.check(sysctls::set_all_send_redirects(before).map(drop));
-    }
-    let made = open.iter().map(|generation| generation.node.directories_made).max();
-    for generation in &generations {
-        findings.check(generation.discard());
-    }
-    findings.check(bpffs::remove(pin_path, directories_made.max(made.unwrap_or(0))));
-    findings.ended()
-}
-
 /// The generations that count, in order: what came before a current one, or was never used, is thrown away.
 fn standing(pin_path: &Path) -> anyhow::Result<Vec<Generation>> {
     let mut findings = Findings::default();
@@ -471,6 +400,23 @@ impl Dataplane for XdpDataplane {
 
     fn meters(&self, meters: &[u32]) -> anyhow::Result<Vec<Meter>> {
         self.maps.meters(meters)
+    }
+
+    fn standing(&self) -> anyhow::Result<HashSet<Binding>> {
+        let mut standing: HashSet<Binding> = self.halves()?.iter().map(Half::binding).collect();
+        for earlier in &self.earlier {
+            standing.extend(earlier.bindings()?);
+        }
+        Ok(standing)
+    }
+
+    fn last_readings(&self, meters: &[u32]) -> anyhow::Result<Vec<Meter>> {
+        let mut earlier = BTreeMap::new();
+        self.earlier.iter().try_for_each(|generation| generation.add_readings(&mut earlier))?;
+        let with_earlier = |(meter, reading): (&u32, Meter)| {
+            earlier.get(meter).map_or(reading, |earlier| reading.plus(*earlier))
+        };
+        Ok(meters.iter().zip(self.maps.meters(meters)?).map(with_earlier).collect())
     }
 
     fn reset_meter(&mut self, meter: u32) -> anyhow::Result<()> {
