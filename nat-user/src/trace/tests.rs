@@ -1,4 +1,6 @@
+use std::io::{Read as _, Write as _};
 use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nat_common::abi::trace::{Event, HEAD};
@@ -180,48 +182,51 @@ fn a_trace_of_what_cannot_be_is_refused() {
     assert!(code == 1 && said.starts_with("error: /no/such/directory/file: "), "{said}");
 }
 
+/// Begins a trace and lets it wait, if it is let in.
+fn sit_down(daemon: &TestDaemon) -> Option<UnixStream> {
+    let request = concat!(
+        "POST /v1/trace HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n",
+        "Content-Length: 10\r\n\r\n{\"rate\":1}"
+    );
+    let mut stream = UnixStream::connect(&daemon.config.api.socket).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).unwrap();
+    (&head == b"HTTP/1.1 200").then_some(stream)
+}
+
 #[test]
 fn there_are_so_many_places_and_all_streams_end_with_the_daemon() {
     let daemon = bound();
-    let client = |daemon: &TestDaemon| {
-        let socket = daemon.config.api.socket.clone();
-        thread::spawn(move || crate::testing::eipnat(&socket, "trace"))
-    };
+    let mut clients: Vec<UnixStream> = (0..MAX_CLIENTS).map(|_| sit_down(&daemon).unwrap()).collect();
     let full = format!("error: {MAX_CLIENTS} traces run, which are the most; end one\n");
-    let insistent = |daemon: &TestDaemon| {
-        let (socket, full) = (daemon.config.api.socket.clone(), full.clone());
-        thread::spawn(move || {
-            loop {
-                // What is tried below may have taken its place for a moment.
-                let ended = crate::testing::eipnat(&socket, "trace");
-                if ended.2 != full {
-                    return ended;
-                }
-            }
-        })
-    };
-    let clients: Vec<_> = (0..MAX_CLIENTS).map(|_| insistent(&daemon)).collect();
-    wait_until("there is always room", || {
-        // One that is let in ends by itself, or the test would wait for it.
-        let probe = r#"{"rate":1}"#;
-        let request = format!(
-            "POST /v1/trace HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{probe}",
-            probe.len()
-        );
-        let mut stream = std::os::unix::net::UnixStream::connect(&daemon.config.api.socket).unwrap();
-        std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
-        let mut head = [0; 12];
-        std::io::Read::read_exact(&mut stream, &mut head).unwrap();
-        &head == b"HTTP/1.1 503"
+    assert_eq!(daemon.eipnat("trace"), (1, String::new(), full));
+    // One that goes makes room.
+    clients.pop();
+    wait_until("there is no room", || {
+        thread::sleep(Duration::from_millis(50));
+        clients.extend(sit_down(&daemon));
+        clients.len() == MAX_CLIENTS
     });
-    assert_eq!(client(&daemon).join().unwrap(), (1, String::new(), full));
     // Ordinary commands have their turn.
     daemon.done("eip list");
     let begun = Instant::now();
     daemon.stop();
-    let ended = (1, String::new(), "error: the daemon has ended, and the trace with it\n".to_owned());
-    for client in clients {
-        assert_eq!(client.join().unwrap(), ended);
-    }
     assert!(begun.elapsed() < Duration::from_secs(4), "the daemon waits for streams");
+    for mut client in clients {
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).unwrap();
+        assert!(rest.ends_with(b"\r\n0\r\n\r\n"), "the answer was cut off");
+    }
+}
+
+#[test]
+fn a_trace_says_that_its_daemon_has_ended() {
+    let daemon = bound();
+    let socket = daemon.config.api.socket.clone();
+    let client = thread::spawn(move || crate::testing::eipnat(&socket, "trace"));
+    wait_until("nothing is wanted", || daemon.dataplane.state().trace.wanted.is_some());
+    daemon.stop();
+    let ended = "error: the daemon has ended, and the trace with it\n".to_owned();
+    assert_eq!(client.join().unwrap(), (1, String::new(), ended));
 }

@@ -26,6 +26,7 @@ use nat_common::verdict::Counter;
 use super::bpffs;
 use super::findings::Findings;
 use super::meters::{self, Meters};
+use crate::config::{self, KeyError};
 use crate::dataplane::{Binding, Owner, Owners};
 use crate::model;
 
@@ -259,6 +260,27 @@ fn restore_pins_in(dir: &Path) -> anyhow::Result<Vec<&'static str>> {
         }
     }
     Ok(restored)
+}
+
+/// What the programs were told of the interfaces. The earliest knows best how these were before eipnat came.
+pub(super) fn told(generations: &[Generation]) -> anyhow::Result<BTreeMap<u32, abi::Port>> {
+    let mut told = BTreeMap::new();
+    for generation in generations.iter().rev().filter(|generation| generation.is_open()) {
+        told.extend(generation.ports()?);
+    }
+    Ok(told)
+}
+
+/// New maps must have room for the bindings of those that they replace.
+pub(super) fn check_room(config: &config::Datapath, earlier: &[Generation]) -> anyhow::Result<()> {
+    for generation in earlier {
+        let bindings = generation.bindings()?.len();
+        if bindings > config.max_bindings as usize {
+            let what = format!("{bindings} bindings stand; set at least that, or detach some first");
+            return Err(KeyError::new("datapath.max_bindings", what).into());
+        }
+    }
+    Ok(())
 }
 
 /// The number in a directory's name.

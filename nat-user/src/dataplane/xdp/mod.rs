@@ -36,7 +36,7 @@ use ::log::{error, info, warn};
 use anyhow::Context as _;
 use aya_log::EbpfLogger;
 use ipnet::Ipv4Net;
-use nat_common::abi::{self, ABI_VERSION, Meter, Node};
+use nat_common::abi::{ABI_VERSION, Meter, Node};
 use rustix::rand::GetRandomFlags;
 use rustix::thread::{MembarrierCommand, membarrier};
 
@@ -52,7 +52,7 @@ use self::unload::remove;
 pub use self::unload::{LastCounts, unload};
 use super::trace::Tracer;
 use super::{AddressDrops, Binding, Dataplane, Half, Mended, Owners, Place, Port, Role, Verdicts};
-use crate::config::{self, KeyError};
+use crate::config;
 use crate::model::{self, PoolSpec};
 
 /// The logger that carries the program's log into the daemon's.
@@ -132,7 +132,7 @@ impl XdpDataplane {
         wanted: &[(&Interface, Role)],
         lock: Arc<PinLock>,
     ) -> anyhow::Result<Self> {
-        let told = told(&earlier)?;
+        let told = generations::told(&earlier)?;
         let fits = earlier.last().map_or(Ok(false), |last| last.fits(config.max_bindings))?;
         let adopted = if fits { earlier.pop() } else { None };
         let is_new = adopted.is_none();
@@ -140,7 +140,7 @@ impl XdpDataplane {
             node.stage = adopted.node.stage;
             adopted
         } else {
-            check_room(config, &earlier)?;
+            generations::check_room(config, &earlier)?;
             Generation::make(&config.pin_path)?
         };
         let undo = |error| {
@@ -306,27 +306,6 @@ fn discard_all(generations: &[Generation]) {
             warn!("{error:#}");
         }
     }
-}
-
-/// What the programs were told of the interfaces. The earliest knows best how these were before eipnat came.
-fn told(generations: &[Generation]) -> anyhow::Result<BTreeMap<u32, abi::Port>> {
-    let mut told = BTreeMap::new();
-    for generation in generations.iter().rev().filter(|generation| generation.is_open()) {
-        told.extend(generation.ports()?);
-    }
-    Ok(told)
-}
-
-/// New maps must have room for the bindings of those that they replace.
-fn check_room(config: &config::Datapath, earlier: &[Generation]) -> anyhow::Result<()> {
-    for generation in earlier {
-        let bindings = generation.bindings()?.len();
-        if bindings > config.max_bindings as usize {
-            let what = format!("{bindings} bindings stand; set at least that, or detach some first");
-            return Err(KeyError::new("datapath.max_bindings", what).into());
-        }
-    }
-    Ok(())
 }
 
 /// The node's own public address. If the configuration names none: the first public one of the uplinks, in their order.
