@@ -118,7 +118,7 @@ pub(crate) fn remember_drop(address: Addr, is_bound: bool, reason: u32) {
     let key = DropKey { address, reason };
     // SAFETY: it only reads the clock.
     let now = unsafe { bpf_ktime_get_ns() };
-    let Some(dropped) = drops.get_ptr_mut(&key) else {
+    let Some(dropped) = drops.get_ptr_mut(key) else {
         // Where another CPU comes first, or there is no memory, one packet more or less is not known of.
         let _ = drops.insert(key, Dropped { packets: 1, last: now }, 0);
         return;

@@ -13,7 +13,7 @@ use aya::programs::Xdp;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya_obj::programs::XdpAttachType;
-use nat_common::abi::{Inbound, Outbound, OutboundKey};
+use nat_common::abi::{Inbound, Node, Outbound, OutboundKey};
 use nat_user::dataplane::xdp::XdpDataplane;
 use nat_user::dataplane::{Binding, Dataplane as _, Half, Place};
 use tests::lab::{
@@ -296,7 +296,7 @@ fn entries_of_the_maps_are_changed() -> Result<()> {
         let mut ports: HashMap<_, u32, [u8; 16]> = Map::HashMap(map(bed, "PORTS")?).try_into()?;
         let mut egress: DevMapHash<_> = Map::DevMapHash(map(bed, "EGRESS")?).try_into()?;
         let mut addresses: LpmTrie<_, [u8; 4], u32> = Map::LpmTrie(map(bed, "ADDRESSES")?).try_into()?;
-        let mut node: Array<_, [u8; 12]> = Map::Array(map(bed, "NODE")?).try_into()?;
+        let mut node: Array<_, [u8; size_of::<Node>()]> = Map::Array(map(bed, "NODE")?).try_into()?;
 
         ports.remove(&index)?;
         mended(bed)?;
@@ -317,7 +317,7 @@ fn entries_of_the_maps_are_changed() -> Result<()> {
             Ok(addresses.get(&known[0], 0).is_ok() && addresses.get(&wrong, 0).is_err())
         })?;
         let settings = node.get(&0, 0)?;
-        node.set(0, [0; 12], 0)?;
+        node.set(0, [0; size_of::<Node>()], 0)?;
         soon("the settings are right", || Ok(node.get(&0, 0)? == settings))?;
         mended(bed)?;
 
