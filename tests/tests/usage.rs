@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tests::lab::{
     Bed, Capture, Daemon, EIP_SPARE, EIP1, EIP2, INTERNET, INTERNET_DEVICE, Meter, Prometheus, Sender, Setup,
-    Sink, VM1, VM2, WebServer, download, meters_on_the_wire, ping,
+    Sink, VM1, VM2, WebServer, download, eipnat_binary, meters_on_the_wire, ping,
 };
 
 /// The records that are asked for.
@@ -207,6 +207,38 @@ fn an_eip_tells_why_its_packets_died() -> Result<()> {
         assert_eq!(reasons(EIP_SPARE)?, [("eip_unbound".to_owned(), 5)]);
         let table = daemon.ok(&["eip", "show", &spare])?;
         assert!(table.contains("DROP REASON") && table.contains("eip_unbound"), "{table}");
+        Ok(())
+    })
+}
+
+/// As many EIPs as a /16 has, on the wire and in a scrape.
+#[test]
+fn a_scrape_of_65536_eips_is_whole_and_right() -> Result<()> {
+    const EIPS: usize = 65_536;
+    Bed::run(Setup::default(), |bed| {
+        ping(&bed.lab.internet, EIP1, 3, &[])?;
+        bed.daemon.stop()?;
+        let mut config = bed.daemon.config().clone();
+        config.max_bindings = 1 << 17;
+        config.cidrs.push("192.88.0.0/16".to_owned());
+        bed.daemon = Daemon::start(&bed.lab, &eipnat_binary()?, config)?;
+        let line = |number: usize| {
+            format!("192.88.{0}.{1},172.16.{0}.{1},account-{2}\n", number / 256, number % 256, number % 100)
+        };
+        let file = bed.lab.file("eips.csv");
+        std::fs::write(&file, (0..EIPS).map(line).collect::<String>())?;
+        bed.daemon.ok(&["eip", "import", &file.to_string_lossy()])?;
+        let text = bed.daemon.metrics()?;
+        let count =
+            |family: &str| text.lines().filter(|line| line.starts_with(&format!("{family}{{"))).count();
+        // In both directions, and those of the lab.
+        assert_eq!(count("eipnat_eip_bytes_total"), 2 * (EIPS + 2));
+        assert_eq!(count("eipnat_eip_packets_total"), 2 * (EIPS + 2));
+        assert_eq!(text.lines().filter(|line| line.starts_with("# TYPE eipnat_eip_")).count(), 2);
+        assert_eq!(Meter::parse(&text, EIP1)?, pings(3), "carried over to maps of another size");
+        assert_eq!(bed.daemon.usage(EIP1)?, pings(3));
+        ping(&bed.lab.internet, EIP1, 2, &[])?;
+        assert_eq!(bed.daemon.meter(EIP1)?, pings(5));
         Ok(())
     })
 }

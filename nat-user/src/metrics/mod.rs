@@ -165,6 +165,9 @@ fn float(value: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
+    use crate::config::Series;
     use crate::testing::TestDaemon;
 
     fn samples(daemon: &TestDaemon, beginning: &str) -> Vec<String> {
@@ -236,5 +239,27 @@ mod tests {
         count(4);
         daemon.done("eip release 203.0.113.0");
         count(0);
+    }
+
+    #[test]
+    fn whose_traffic_is_told_is_the_operators_choice() {
+        let choices =
+            [(Series::All, 8, 4), (Series::Active, 4, 4), (Series::Account, 0, 4), (Series::None, 0, 0)];
+        for (series, of_eips, of_accounts) in choices {
+            let daemon = TestDaemon::start_with(|config| config.metrics.series = series);
+            for (eip, vm) in [("203.0.113.0", "10.0.0.2"), ("203.0.113.1", "10.0.0.3")] {
+                daemon.done("eip allocate --account acme");
+                daemon.done(&format!("eip attach {eip} {vm}"));
+            }
+            // One of them carries something.
+            daemon.dataplane.state().meters[1].in_bytes = 100;
+            let told = || (samples(&daemon, "eipnat_eip_").len(), samples(&daemon, "eipnat_account_").len());
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while told() != (of_eips, of_accounts) {
+                // Accounts follow when the ledger is written.
+                assert!(Instant::now() < deadline, "{series:?}: {:?}", told());
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
     }
 }

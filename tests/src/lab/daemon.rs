@@ -34,6 +34,8 @@ pub struct Config {
     pub mode: String,
     /// `datapath.max_bindings`.
     pub max_bindings: u32,
+    /// CIDRs of the pool.
+    pub cidrs: Vec<String>,
     /// `reuse_delay` of the pool, in seconds.
     pub reuse_delay: u32,
     /// Further arguments of `eipnat run`.
@@ -54,6 +56,7 @@ impl Config {
             downlinks: vec![downlink.into()],
             mode: "auto".into(),
             max_bindings: 1024,
+            cidrs: vec![super::POOL.to_owned()],
             reuse_delay: 60,
             pin_path: lab.file("bpf"),
             dir: lab.dir().to_owned(),
@@ -93,7 +96,7 @@ socket = "{}"
 listen = "{METRICS}"
 [[pool]]
 name = "default"
-cidrs = ["{}"]
+cidrs = {:?}
 reuse_delay = "{}s"
 "#,
             self.uplinks,
@@ -103,7 +106,7 @@ reuse_delay = "{}s"
             self.pin_path.display(),
             self.store().display(),
             self.socket().display(),
-            super::POOL,
+            self.cidrs,
             self.reuse_delay,
         )
     }
