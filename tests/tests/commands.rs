@@ -91,6 +91,11 @@ fn on_a_full_disk_a_first_start_and_a_restore_are_refused_and_leave_nothing() ->
     assert_eq!(daemon.json(&["eip", "list"])?, eips);
     assert_eq!(ping(&lab.internet, EIP1, 3, &[])?.received, 3);
     daemon.stop()?;
+    // What was carried cannot be put on the bill, so the counters stay, without the program.
+    let why = refused(&run_eipnat(&lab.node, &eipnat, &["unload", "--config", &file])?)?;
+    ensure!(why.contains("the counters stay for another try") && why.contains("is full"), "{why}");
+    assert_eq!(lab.programs()?, vec![]);
+    fs::remove_file(&ballast)?;
     daemon.unload()?;
     unmount(&store, UnmountFlags::empty())?;
     lab.remove()

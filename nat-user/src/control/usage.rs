@@ -211,7 +211,7 @@ impl Bill {
 /// If the counters cannot be read, or the store not be written.
 pub fn settle(directory: &Path, counts: &LastCounts<'_>) -> anyhow::Result<()> {
     let Some(id) = counts.meters_id().filter(|_| store::exists(directory)) else { return Ok(()) };
-    let unsettled = "what was carried since the ledger was written last is on no bill";
+    let unsettled = "the counters stay for another try, since what they show last cannot be put on the bill";
     let mut store = Store::open(directory, Spec::default(), u32::MAX).context(unsettled)?;
     let Remembered { meters, serial, open, readings, accounts, .. } = store.take_remembered();
     if meters != id {

@@ -318,7 +318,7 @@ fn beginning<T: Pod>(bytes: &[u8]) -> T {
 /// Does something with a map whose values' size is known only now. aya wants it in a type.
 macro_rules! with_size {
     ($map:expr, $bytes:ident, |$data:ident| $work:expr) => {
-        with_size!($map, $bytes, |$data| $work, 8 12 16 20 24 28 32 40 48 56 64 80 96 112 128)
+        with_size!($map, $bytes, |$data| $work, 8 12 16 20 24 28 32 36 40 44 48 52 56 60 64 80 96 112 128)
     };
     ($map:expr, $bytes:ident, |$data:ident| $work:expr, $($size:literal)+) => {{
         let $data: MapData = $map;
