@@ -86,7 +86,7 @@ impl XdpDataplane {
     /// without that, all of this is undone when it is dropped.
     ///
     /// # Errors
-    /// [`KeyError`] where another configuration would mend it. What was not there before is not left behind.
+    /// [`KeyError`](crate::config::KeyError) where another configuration would mend it. What was not there before is not left behind.
     pub fn start(config: &config::Datapath, pools: &[PoolSpec]) -> anyhow::Result<Self> {
         checks::machine()?;
         let interfaces = Interface::all()?;
