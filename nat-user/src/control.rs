@@ -145,11 +145,14 @@ impl Control {
             self.dataplane.reset_meter(meter).context("a counter cannot be reset; nothing has changed")?;
             self.patrol.forget(meter);
         }
-        for edit in change.edits() {
-            if let (None, Some(Record::Eip(eip))) = (&edit.before, &edit.after) {
-                // What was dropped before is not the new holder's.
-                self.dataplane.forget_drops(eip.address)?;
-            }
+        let held = change.edits().iter().filter_map(|edit| match (&edit.before, &edit.after) {
+            (None, Some(Record::Eip(eip))) => Some(eip.address),
+            _ => None,
+        });
+        let held: HashSet<Ipv4Addr> = held.collect();
+        if !held.is_empty() {
+            // What was dropped before is not the new holders'.
+            self.dataplane.forget_drops(&held)?;
         }
         let subject = change.subject.clone();
         let (before, after) = change.bindings();

@@ -3,7 +3,7 @@
 
 mod trials;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -208,8 +208,8 @@ impl Dataplane for MemoryDataplane {
         Ok(self.state().drops.get(&address).cloned().unwrap_or_default())
     }
 
-    fn forget_drops(&mut self, address: Ipv4Addr) -> anyhow::Result<()> {
-        self.state().drops.remove(&address);
+    fn forget_drops(&mut self, addresses: &HashSet<Ipv4Addr>) -> anyhow::Result<()> {
+        self.state().drops.retain(|address, _| !addresses.contains(address));
         Ok(())
     }
 

@@ -227,8 +227,8 @@ pub trait Dataplane: Trials + Send {
     fn meters_id(&self) -> [u8; 16];
     /// The drops that are remembered of a public address, whether it is bound or not; the longest ago are forgotten first.
     fn drops(&self, address: Ipv4Addr) -> anyhow::Result<Vec<AddressDrops>>;
-    /// Forgets them: the address has another holder.
-    fn forget_drops(&mut self, address: Ipv4Addr) -> anyhow::Result<()>;
+    /// Forgets those of all these addresses: they have other holders. It takes as long for one as for a million.
+    fn forget_drops(&mut self, addresses: &HashSet<Ipv4Addr>) -> anyhow::Result<()>;
     /// Packet counters by outcome.
     fn verdicts(&self) -> anyhow::Result<Verdicts>;
     /// The interfaces that the program is attached to.

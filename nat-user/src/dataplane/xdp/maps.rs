@@ -1,6 +1,6 @@
 //! The BPF maps, seen from the daemon.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use nat_common::verdict::{Counter, Punt, Reject};
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::super::{AddressDrops, Binding, Half, Place, Verdicts};
+use super::super::{AT_ONCE, AddressDrops, Binding, Half, Place, Verdicts};
 use super::batch;
 use super::generations::Sums;
 use super::meters::Meters;
@@ -267,11 +267,17 @@ impl Maps {
     }
 
     /// Forgets them.
-    pub(super) fn forget_drops(&mut self, address: Ipv4Addr) -> anyhow::Result<()> {
-        for reason in Reject::ALL {
-            let key = drop_key(address, *reason);
-            found(self.drops.remove(&key)).with_context(|| failed(map::DROPS))?;
-            found(self.drops_unbound.remove(&key)).with_context(|| failed(map::DROPS_UNBOUND))?;
+    pub(super) fn forget_drops(&mut self, addresses: &HashSet<Ipv4Addr>) -> anyhow::Result<()> {
+        for (map, name) in [(&mut self.drops, map::DROPS), (&mut self.drops_unbound, map::DROPS_UNBOUND)] {
+            let mut next = Some(0);
+            while let Some(from) = next {
+                let (some, after) = batch::read(map, from, AT_ONCE).with_context(|| failed(name))?;
+                let holder = |key: Bytes<DropKey>| bytemuck::cast::<_, DropKey>(key).address.into();
+                for (key, _) in some.into_iter().filter(|(key, _)| addresses.contains(&holder(*key))) {
+                    found(map.remove(&key)).with_context(|| failed(name))?;
+                }
+                next = after;
+            }
         }
         Ok(())
     }

@@ -406,8 +406,8 @@ impl Dataplane for XdpDataplane {
         self.maps.drops(address)
     }
 
-    fn forget_drops(&mut self, address: Ipv4Addr) -> anyhow::Result<()> {
-        self.maps.forget_drops(address)
+    fn forget_drops(&mut self, addresses: &HashSet<Ipv4Addr>) -> anyhow::Result<()> {
+        self.maps.forget_drops(addresses)
     }
 
     fn meters_id(&self) -> [u8; 16] {
