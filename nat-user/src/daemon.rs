@@ -208,33 +208,31 @@ fn carry_log(mut logger: ProgramLogger) {
 
 /// Does again and again what time brings.
 async fn keep_ticking(control: Shared, stop: impl Future<Output = ()>) {
-    let mut ticks = interval(TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    tokio::pin!(stop);
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            () = &mut stop => return,
+    let tick = async || {
+        let rounds = control::call(&control, |control| control.tick(SystemTime::now())).await?;
+        for _ in 0..rounds.looks {
+            control::call(&control, Control::patrol).await?;
         }
-        let ticked = async {
-            let rounds = control::call(&control, |control| control.tick(SystemTime::now())).await?;
-            for _ in 0..rounds.looks {
-                control::call(&control, Control::patrol).await?;
-            }
-            for part in 0..rounds.parts {
-                control::call(&control, move |control| control.flush(part, SystemTime::now())).await?;
-            }
-            anyhow::Ok(())
-        };
-        if let Err(error) = ticked.await {
-            error!("{error:#}");
+        for part in 0..rounds.parts {
+            control::call(&control, move |control| control.flush(part, SystemTime::now())).await?;
         }
-    }
+        Ok(())
+    };
+    repeat(TICK, stop, tick).await;
 }
 
 /// Looks again and again where bindings have moved to that are traced.
 async fn keep_following(hub: Arc<Hub>, control: Shared, stop: impl Future<Output = ()>) {
-    let mut ticks = interval(trace::RENEWAL);
+    repeat(trace::RENEWAL, stop, async || trace::follow(&hub, &control).await).await;
+}
+
+/// Works once a period until it is to stop. Work that fails is done again the next time.
+async fn repeat(
+    period: Duration,
+    stop: impl Future<Output = ()>,
+    work: impl AsyncFn() -> anyhow::Result<()>,
+) {
+    let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tokio::pin!(stop);
     loop {
@@ -242,7 +240,7 @@ async fn keep_following(hub: Arc<Hub>, control: Shared, stop: impl Future<Output
             _ = ticks.tick() => {}
             () = &mut stop => return,
         }
-        if let Err(error) = trace::follow(&hub, &control).await {
+        if let Err(error) = work().await {
             error!("{error:#}");
         }
     }
