@@ -8,6 +8,7 @@ use nat_common::abi::Meter;
 
 use crate::api::types::{Rates, SortBy};
 use crate::control::{Attached, Control};
+use crate::model::Carried;
 
 /// What some meters showed at a moment, by their index.
 pub(super) struct Reading {
@@ -137,11 +138,15 @@ impl Tally {
 /// The rates between two readings of a meter. One that shows less than before was set to zero in between, for the EIP
 /// was attached anew.
 fn between(before: &Meter, after: &Meter, elapsed: Duration) -> Rates {
-    let values = |meter: &Meter| [meter.in_bytes, meter.in_packets, meter.out_bytes, meter.out_packets];
-    let (was, is) = (values(before), values(after));
-    let was = if was.iter().zip(&is).any(|(was, is)| is < was) { [0; 4] } else { was };
-    let rate = |index: usize| per_second(is[index] - was[index], elapsed);
-    Rates { in_bps: 8.0 * rate(0), in_pps: rate(1), out_bps: 8.0 * rate(2), out_pps: rate(3) }
+    let (was, is) = (Carried::from(*before), Carried::from(*after));
+    let moved = if is.is_at_least(was) { is.minus(was) } else { is };
+    let rate = |count| per_second(count, elapsed);
+    Rates {
+        in_bps: 8.0 * rate(moved.in_bytes),
+        in_pps: rate(moved.in_packets),
+        out_bps: 8.0 * rate(moved.out_bytes),
+        out_pps: rate(moved.out_packets),
+    }
 }
 
 /// How many of them came in a second; none in no time.
