@@ -92,12 +92,11 @@ impl Store {
     /// # Errors
     /// If there is no memory.
     pub fn in_memory(spec: Spec, capacity: u32) -> anyhow::Result<Self> {
-        let store = Self::load(Connection::open_in_memory()?, spec, capacity)?;
+        let mut store = Self::load(Connection::open_in_memory()?, spec, capacity)?;
         let mut ledger = Connection::open_in_memory()?;
         usage::make(&mut ledger)?;
-        store.connection.execute_batch("ATTACH ':memory:' AS ledger")?;
         let made = ledger.serialize(MAIN_DB)?.to_vec();
-        let mut store = store;
+        store.connection.execute_batch("ATTACH ':memory:' AS ledger")?;
         store.connection.deserialize_read_exact("ledger", made.as_slice(), made.len(), false)?;
         Ok(store)
     }

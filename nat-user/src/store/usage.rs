@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{anyhow, ensure};
-use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Row, Transaction, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Row, Statement, Transaction, params};
 use twox_hash::XxHash3_128;
 
 pub use self::read::{Cursor, NoCursor, Query};
@@ -176,19 +176,7 @@ pub(super) fn write(
             delete.execute([meter])?;
             continue;
         };
-        let sum = sum(payer, *begin, (*meter).into(), *base);
-        put.execute(params![
-            payer.address.to_string(),
-            payer.account.as_str(),
-            payer.vm.as_ref().map(Name::as_str),
-            begin.cast_signed(),
-            meter,
-            base.in_bytes.cast_signed(),
-            base.in_packets.cast_signed(),
-            base.out_bytes.cast_signed(),
-            base.out_packets.cast_signed(),
-            sum
-        ])?;
+        put_row(&mut put, payer, *begin, (*meter).into(), *base)?;
     }
     write_readings(transaction, entries, ledger)?;
     write_accounts(transaction, entries, ledger)?;
@@ -210,30 +198,50 @@ pub(super) fn write(
     Ok(())
 }
 
+/// Writes a row that [`fields`] reads, and answers its checksum.
+fn put_row(
+    put: &mut Statement<'_>,
+    payer: &Payer,
+    begin: Seconds,
+    number: u64,
+    carried: Carried,
+) -> rusqlite::Result<i64> {
+    let sum = sum(payer, begin, number, carried);
+    put.execute(params![
+        payer.address.to_string(),
+        payer.account.as_str(),
+        payer.vm.as_ref().map(Name::as_str),
+        begin.cast_signed(),
+        number.cast_signed(),
+        carried.in_bytes.cast_signed(),
+        carried.in_packets.cast_signed(),
+        carried.out_bytes.cast_signed(),
+        carried.out_packets.cast_signed(),
+        sum
+    ])?;
+    Ok(sum)
+}
+
 fn write_records(transaction: &Transaction<'_>, records: &[Record]) -> rusqlite::Result<()> {
     let mut insert = transaction
         .prepare("INSERT INTO ledger.usage VALUES (NULL, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?;
     let mut ranges = BTreeMap::<Seconds, (i64, i64)>::new();
     for Record { payer, begin, end, carried } in records {
-        let sum = sum(payer, *begin, *end, *carried);
-        insert.execute(params![
-            payer.address.to_string(),
-            payer.account.as_str(),
-            payer.vm.as_ref().map(Name::as_str),
-            begin.cast_signed(),
-            end.cast_signed(),
-            carried.in_bytes.cast_signed(),
-            carried.in_packets.cast_signed(),
-            carried.out_bytes.cast_signed(),
-            carried.out_packets.cast_signed(),
-            sum
-        ])?;
+        let sum = put_row(&mut insert, payer, *begin, *end, *carried)?;
         let (count, all) = ranges.entry(begin - begin % RANGE).or_default();
         (*count, *all) = (*count + 1, all.wrapping_add(sum));
     }
+    change_ranges(transaction, ranges)
+}
+
+/// Adds to the number and the sum that are noted of ranges.
+fn change_ranges(
+    transaction: &Transaction<'_>,
+    changes: BTreeMap<Seconds, (i64, i64)>,
+) -> rusqlite::Result<()> {
     let mut noted = transaction.prepare("SELECT records, sum FROM ledger.range WHERE begin = ?1")?;
     let mut put = transaction.prepare("INSERT OR REPLACE INTO ledger.range VALUES (?1, ?2, ?3)")?;
-    for (begin, (count, more)) in ranges {
+    for (begin, (count, more)) in changes {
         let begin = begin.cast_signed();
         let noted = noted.query_row([begin], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)));
         let (records, sum) = noted.optional()?.unwrap_or_default();
@@ -283,7 +291,7 @@ fn write_accounts(transaction: &Transaction<'_>, entries: &Entries, ledger: &Led
 /// Removes some of the records that began before a time; says whether there may be more.
 pub(super) fn forget(connection: &mut Connection, before: Seconds, limit: u32) -> rusqlite::Result<bool> {
     let transaction = connection.transaction()?;
-    let (mut ids, mut ranges) = (Vec::new(), BTreeMap::<i64, (i64, i64)>::new());
+    let (mut ids, mut ranges) = (Vec::new(), BTreeMap::<Seconds, (i64, i64)>::new());
     {
         let mut old = transaction
             .prepare("SELECT id, begin, sum FROM ledger.usage WHERE begin < ?1 ORDER BY begin LIMIT ?2")?;
@@ -291,20 +299,15 @@ pub(super) fn forget(connection: &mut Connection, before: Seconds, limit: u32) -
         while let Some(row) = old.next()? {
             let (begin, sum): (i64, i64) = (row.get(1)?, row.get(2)?);
             ids.push(row.get::<_, i64>(0)?);
-            let (count, all) = ranges.entry(begin - begin % RANGE.cast_signed()).or_default();
-            (*count, *all) = (*count + 1, all.wrapping_add(sum));
+            let begin = begin.cast_unsigned();
+            let (count, all) = ranges.entry(begin - begin % RANGE).or_default();
+            (*count, *all) = (*count - 1, all.wrapping_sub(sum));
         }
         let mut delete = transaction.prepare("DELETE FROM ledger.usage WHERE id = ?1")?;
         for id in &ids {
             delete.execute([id])?;
         }
-        let mut noted = transaction.prepare("SELECT records, sum FROM ledger.range WHERE begin = ?1")?;
-        let mut put = transaction.prepare("INSERT OR REPLACE INTO ledger.range VALUES (?1, ?2, ?3)")?;
-        for (begin, (count, less)) in ranges {
-            let noted = noted.query_row([begin], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)));
-            let (records, sum) = noted.optional()?.unwrap_or_default();
-            put.execute(params![begin, records - count, sum.wrapping_sub(less)])?;
-        }
+        change_ranges(&transaction, ranges)?;
         transaction.execute("DELETE FROM ledger.range WHERE records = 0 AND sum = 0", [])?;
     }
     transaction.commit()?;

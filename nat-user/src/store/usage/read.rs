@@ -124,9 +124,8 @@ pub(in crate::store) fn some(
 /// Compares the records that begin in the ranges of a query with what was noted when they were written.
 /// Says whether it has; where there are too many, it has not.
 fn check(connection: &Connection, query: &Query) -> anyhow::Result<bool> {
-    let from = query.from - query.from % RANGE;
+    let from = (query.from - query.from % RANGE).cast_signed();
     let to = query.to.map_or(i64::MAX, u64::cast_signed);
-    let (from, to) = (from.cast_signed(), to);
     let mut noted = connection.prepare(
         "SELECT begin, records, sum FROM ledger.range WHERE begin >= ?1 AND begin < ?2 ORDER BY begin",
     )?;
