@@ -17,7 +17,7 @@ use crate::dataplane::xdp::LastCounts;
 use crate::dataplane::{Binding, Dataplane};
 use crate::model::{Carried, Change, Closing, Eip, Name, Record, Spec};
 use crate::store::{self, Cursor, Noted, Query, Remembered, Store};
-use crate::usage::{self, Entries, Ledger, Payer, seconds};
+use crate::usage::{self, Entries, Ledger, Open, Payer, seconds};
 
 /// How often everything is written down that the meters show: often enough for every byte to be on disk within ten seconds,
 /// unless the disk is slow or there are millions of meters.
@@ -83,10 +83,9 @@ impl Bill {
         config: config::Usage,
         now: SystemTime,
     ) -> anyhow::Result<Self> {
-        let Remembered { meters, at, serial, open, readings, accounts } = store.take_remembered();
-        let mut ledger = Ledger::new(config.interval, now);
-        let begun = open.iter().map(|(meter, open, _)| (*meter, *open));
-        ledger.take_up(serial, begun, readings.iter().copied(), accounts);
+        let remembered = store.take_remembered();
+        let ledger = ledger_of(&remembered, config, now);
+        let Remembered { meters, at, open, readings, .. } = remembered;
         let mut bill = Self {
             ledger,
             meters: dataplane.meters_id(),
@@ -105,19 +104,18 @@ impl Bill {
                 // Its counter stands still until it is read for the last time.
                 None => store.model().closing().any(|closing| closing.meter == meter),
             };
-            let open: HashMap<u32, Payer> =
-                open.into_iter().map(|(meter, _, payer)| (meter, payer)).collect();
+            let open = payers(open);
             let known: BTreeSet<u32> =
                 open.keys().copied().chain(readings.iter().map(|(meter, _)| *meter)).collect();
-            for meter in known {
-                let (goes_on, payer) = (goes_on(meter), open.get(&meter));
-                if goes_on && payer.is_none_or(|payer| payer_of(store, meter).as_ref() == Some(payer)) {
-                    continue;
-                }
-                // An older state was put back. What has been counted since was counted for whom it was before.
-                if let Some(payer) = payer {
-                    let reading = last_reading(dataplane, meter)?;
-                    bill.ledger.end(&mut entries, meter, reading, now, payer, !goes_on);
+            let is_its = |meter: &u32| {
+                let payer = open.get(meter);
+                goes_on(*meter) && payer.is_none_or(|payer| payer_of(store, *meter).as_ref() == Some(payer))
+            };
+            // An older state was put back. What has been counted since was counted for whom it was before.
+            let others: Vec<u32> = known.into_iter().filter(|meter| !is_its(meter)).collect();
+            for (&meter, reading) in others.iter().zip(dataplane.last_readings(&others)?) {
+                if let Some(payer) = open.get(&meter) {
+                    bill.ledger.end(&mut entries, meter, reading.into(), now, payer, !goes_on(meter));
                 } else {
                     bill.ledger.begin(&mut entries, meter, now);
                 }
@@ -213,15 +211,14 @@ pub fn settle(directory: &Path, counts: &LastCounts<'_>) -> anyhow::Result<()> {
     let Some(id) = counts.meters_id().filter(|_| store::exists(directory)) else { return Ok(()) };
     let unsettled = "the counters stay for another try, since what they show last cannot be put on the bill";
     let mut store = Store::open(directory, Spec::default(), u32::MAX).context(unsettled)?;
-    let Remembered { meters, serial, open, readings, accounts, .. } = store.take_remembered();
-    if meters != id {
+    let remembered = store.take_remembered();
+    if remembered.meters != id {
         return Ok(());
     }
     let now = SystemTime::now();
     // Its intervals do not matter: every record ends here.
-    let mut ledger = Ledger::new(config::Usage::default().interval, now);
-    ledger.take_up(serial, open.iter().map(|(meter, open, _)| (*meter, *open)), readings, accounts);
-    let open: HashMap<u32, Payer> = open.into_iter().map(|(meter, _, payer)| (meter, payer)).collect();
+    let ledger = ledger_of(&remembered, config::Usage::default(), now);
+    let open = payers(remembered.open);
     let mut entries = Entries::default();
     for (meter, reading) in counts.meters(&super::owners(store.model())).context(unsettled)? {
         // Who has the record; the state may be an older one.
@@ -235,6 +232,24 @@ pub fn settle(directory: &Path, counts: &LastCounts<'_>) -> anyhow::Result<()> {
     store.commit_with(change, Some(&noted)).map(drop).context(unsettled)
 }
 
+/// The ledger as it was closed.
+fn ledger_of(remembered: &Remembered, config: config::Usage, now: SystemTime) -> Ledger {
+    let mut ledger = Ledger::new(config.interval, now);
+    let open = remembered.open.iter().map(|(meter, open, _)| (*meter, *open));
+    ledger.take_up(
+        remembered.serial,
+        open,
+        remembered.readings.iter().copied(),
+        remembered.accounts.iter().cloned(),
+    );
+    ledger
+}
+
+/// Who has the record that is under way on each meter.
+fn payers(open: Vec<(u32, Open, Payer)>) -> HashMap<u32, Payer> {
+    open.into_iter().map(|(meter, _, payer)| (meter, payer)).collect()
+}
+
 fn payer_of(store: &Store, meter: u32) -> Option<Payer> {
     let closing = || store.model().closing().find(|closing| closing.meter == meter).map(payer_of_closing);
     store.model().payer(meter).or_else(closing)
@@ -242,11 +257,6 @@ fn payer_of(store: &Store, meter: u32) -> Option<Payer> {
 
 pub(super) fn payer_of_closing(closing: &Closing) -> Payer {
     Payer { address: closing.address, account: closing.account.clone(), vm: closing.vm.clone() }
-}
-
-fn last_reading(dataplane: &dyn Dataplane, meter: u32) -> anyhow::Result<Carried> {
-    let reading = dataplane.last_readings(&[meter])?;
-    reading.first().copied().map(Carried::from).context("the datapath reads no meter")
 }
 
 fn read(dataplane: &dyn Dataplane, meters: &[u32]) -> anyhow::Result<Vec<Carried>> {
@@ -296,9 +306,7 @@ impl Control {
         if !is_due {
             return 0;
         }
-        let seconds = self.bill.config.interval.as_secs();
-        let next = Duration::from_secs((usage::seconds(now) / seconds + 1) * seconds);
-        self.bill.due = (now + FLUSH).min(SystemTime::UNIX_EPOCH + next);
+        self.bill.due = (now + FLUSH).min(self.bill.ledger.interval_end(now));
         self.flush_parts()
     }
 
@@ -321,6 +329,7 @@ impl Control {
         if part + 1 < self.flush_parts() {
             return;
         }
+        self.bill.ended.retain(|_, ended| *ended + config::MAX_ACTIVE_WINDOW >= now);
         let Round { began, has_failed } = self.bill.round;
         if !has_failed {
             let step = began.duration_since(self.bill.flushed);
@@ -349,7 +358,6 @@ impl Control {
 
     /// Removes records that are too old; if there are very many, more of them the next time.
     fn forget_records(&mut self, now: SystemTime) -> anyhow::Result<()> {
-        self.bill.ended.retain(|_, ended| *ended + config::MAX_ACTIVE_WINDOW >= now);
         let before = now.checked_sub(self.bill.config.retention).map_or(0, seconds);
         for _ in 0..FORGET_BATCHES {
             if !self.store.forget_records(before, AT_ONCE)? {

@@ -182,6 +182,12 @@ impl Ledger {
         self.serial
     }
 
+    /// When the interval of a time ends.
+    #[must_use]
+    pub fn interval_end(&self, time: SystemTime) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(self.interval_of(seconds(time)) + self.interval)
+    }
+
     /// How much of a meter is accounted for.
     #[must_use]
     pub fn reading(&self, meter: u32) -> Carried {
@@ -232,25 +238,18 @@ impl Ledger {
             return;
         }
         entries.count(meter, &payer, slot.reading, reading, now);
-        match slot.open {
-            Some(open) if self.is_over(open, now) => {
-                let end = self.end_of(open, now);
-                entries.end(&payer, open, end, reading);
+        let begun = Open { begin: self.beginning(slot, now), base: slot.reading };
+        let open = slot.open.unwrap_or(begun);
+        if self.is_over(open, now) {
+            // Also one that has only been seen now: it came after the last look.
+            let end = self.end_of(open, now);
+            entries.end(&payer, open, end, reading);
+            entries.since.insert(meter, end);
+            if slot.open.is_some() {
                 entries.open.insert(meter, None);
-                entries.since.insert(meter, end);
             }
-            Some(_) => {}
-            None => {
-                let open = Open { begin: self.beginning(slot, now), base: slot.reading };
-                if self.is_over(open, now) {
-                    // It came after the last look, and the interval has ended since.
-                    let end = self.end_of(open, now);
-                    entries.end(&payer, open, end, reading);
-                    entries.since.insert(meter, end);
-                } else {
-                    entries.open.insert(meter, Some((open, payer)));
-                }
-            }
+        } else if slot.open.is_none() {
+            entries.open.insert(meter, Some((open, payer)));
         }
     }
 
