@@ -1,13 +1,11 @@
 //! Debian's packages.
 
-use std::env;
-use std::fs;
-use std::process::{self, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 use nat_ebpf_builder::{cargo_bin, find_program};
 
-use crate::shell::{Step, as_root, say};
+use crate::shell::{Step, as_root, cache_dir, say};
 
 /// A package and what it is for.
 pub(crate) type Wanted = (&'static str, &'static str);
@@ -61,22 +59,28 @@ pub(crate) fn install(wanted: &[Wanted]) -> anyhow::Result<()> {
     Step { title: &title, progress: Some(progress), patience: None }.run(&mut command)
 }
 
-/// Takes one program out of a package, after [`prepare`], and puts it into cargo's directory of programs.
+/// Unpacks a package beside the system, with those that it needs and this system lacks, after [`prepare`]; and puts into
+/// cargo's directory of programs a script of that name which runs the program in it.
 ///
 /// # Errors
-/// When it cannot be fetched or is not in the package.
-pub(crate) fn take_program(program: &str, package: &str, why: &str) -> anyhow::Result<()> {
+/// When they cannot be fetched, or the program is not in them.
+pub(crate) fn unpack_program(program: &str, package: &str, why: &str) -> anyhow::Result<()> {
     let bin = cargo_bin().context("there is neither CARGO_HOME nor HOME")?;
-    let dir = env::temp_dir().join(format!("eipnat-setup-{}", process::id()));
-    fs::create_dir(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let title = format!("{program} (the program alone from Debian's package, into {}): {why}", bin.display());
-    let script =
-        r#"apt-get download -q "$1" && dpkg-deb -x "$1"_*.deb . && install -m 755 "usr/bin/$2" "$3""#;
+    let place = cache_dir()?.join(package);
+    let title = format!("{program} (Debian's package, unpacked in {}): {why}", place.display());
+    // Packages that are only fetched get in nobody's way: apt may plan to remove what it likes.
+    let script = r#"
+        rm -rf "$2" && mkdir -p "$2/debs/partial" && cd "$2"
+        apt-get install -q -y --download-only --no-install-recommends -o Debug::NoLocking=true \
+            -o Dir::Cache::archives="$2/debs" "$1"
+        for deb in debs/*.deb; do dpkg-deb -x "$deb" .; done
+        rm -r debs
+        test -x "usr/bin/$3"
+        printf '#!/bin/sh\nLD_LIBRARY_PATH=$(echo "%s"/usr/lib/*-linux-gnu) exec "%s" "$@"\n' "$2" "$2/usr/bin/$3" >"$4/$3"
+        chmod 755 "$4/$3""#;
     let mut command = Command::new("sh");
-    command.current_dir(&dir).args(["-ec", script, "sh", package, program]).arg(&bin);
-    let result = Step::new(&title).run(&mut command);
-    fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
-    result
+    command.args(["-ec", script, "sh", package]).arg(place).arg(program).arg(bin).env("LC_ALL", "C.UTF-8");
+    Step::new(&title).run(&mut command)
 }
 
 fn apt_get() -> anyhow::Result<Command> {

@@ -19,8 +19,7 @@ use crate::shell::{Patience, Seconds, Step, cargo, say};
 /// When something cannot be had: what, and what to do.
 pub(crate) fn run(profile: Profile) -> anyhow::Result<()> {
     let start = Instant::now();
-    let needs: Vec<&Need> =
-        NEEDS.iter().filter(|need| need.profile <= profile && find_program(need.program).is_none()).collect();
+    let needs: Vec<&Need> = NEEDS.iter().filter(|need| need.profile <= profile && !need.is_there()).collect();
     let needs_compiler = compiler()?;
     let needs_linker = find_linker().is_err();
     let mut changed = needs_compiler.changed || needs_linker || !needs.is_empty();
@@ -91,7 +90,7 @@ fn gist(error: &anyhow::Error) -> String {
 }
 
 fn install_packages(needs: &[&Need], debian_rust: bool, llvm: bool) -> anyhow::Result<()> {
-    let (whole, alone): (Vec<&Need>, Vec<&Need>) = needs.iter().partition(|need| need.how == How::Package);
+    let (whole, unpacked): (Vec<&Need>, Vec<&Need>) = needs.iter().partition(|need| need.how == How::Package);
     let of = |needs: &[&Need]| -> Vec<Wanted> {
         needs.iter().flat_map(|need| need.packages.iter().map(|&package| (package, need.why))).collect()
     };
@@ -102,7 +101,7 @@ fn install_packages(needs: &[&Need], debian_rust: bool, llvm: bool) -> anyhow::R
     if llvm {
         packages.extend(LLVM);
     }
-    let all: Vec<Wanted> = packages.iter().copied().chain(of(&alone)).collect();
+    let all: Vec<Wanted> = packages.iter().copied().chain(of(&unpacked)).collect();
     if all.is_empty() {
         return Ok(());
     }
@@ -110,9 +109,9 @@ fn install_packages(needs: &[&Need], debian_rust: bool, llvm: bool) -> anyhow::R
     if !packages.is_empty() {
         apt::install(&packages)?;
     }
-    for need in alone {
+    for need in unpacked {
         for package in need.packages {
-            apt::take_program(need.program, package, need.why)?;
+            apt::unpack_program(need.sign, package, need.why)?;
         }
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! Running other programs, and telling people about it.
 
 use std::collections::VecDeque;
+use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
@@ -44,7 +45,7 @@ pub(crate) fn as_root(program: impl AsRef<OsStr>, what_for: &str) -> anyhow::Res
 /// `PATH=...` with all directories that [`find_program`] looks in.
 pub(crate) fn path_variable() -> anyhow::Result<OsString> {
     let mut variable = OsString::from("PATH=");
-    variable.push(std::env::join_paths(search_path())?);
+    variable.push(env::join_paths(search_path())?);
     Ok(variable)
 }
 
@@ -53,8 +54,8 @@ pub(crate) fn path_variable() -> anyhow::Result<OsString> {
 /// `cargo run` describes the package that it runs in the environment; build scripts that look at such a variable
 /// would run again each time that cargo is called by hand and by xtask in turns.
 pub(crate) fn cargo() -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    for (name, _) in std::env::vars_os() {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in env::vars_os() {
         let ours = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
         if name.to_str().is_some_and(ours) {
             command.env_remove(name);
@@ -63,10 +64,17 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
+/// Where fetched things are kept: not under target/, so that a fresh clone finds them again.
+pub(crate) fn cache_dir() -> anyhow::Result<PathBuf> {
+    let named = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = named.or_else(|| env::home_dir().map(|home| home.join(".cache")));
+    Ok(cache.context("there is neither XDG_CACHE_HOME nor HOME")?.join("eipnat"))
+}
+
 /// The workspace's target directory, wherever the user may have put it.
 pub(crate) fn target_dir() -> anyhow::Result<PathBuf> {
     // We stand in it: target/debug/xtask.
-    let me = std::env::current_exe().context("cannot tell where xtask stands")?;
+    let me = env::current_exe().context("cannot tell where xtask stands")?;
     let target =
         me.ancestors().nth(2).context("xtask stands in no target directory: run it as cargo xtask")?;
     Ok(target.to_owned())

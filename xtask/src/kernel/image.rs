@@ -1,6 +1,5 @@
 //! Debian's kernels: fetched once, without being installed, and kept in the user's cache for every clone.
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, Stdio};
@@ -8,7 +7,7 @@ use std::process::{self, Command, Stdio};
 use anyhow::{Context as _, bail};
 
 use crate::apt;
-use crate::shell::{Step, say};
+use crate::shell::{Step, cache_dir, say};
 
 /// What the tests take from outside of the kernel proper, in the order of loading: each needs those before it.
 const MODULES: [&str; 13] = [
@@ -92,13 +91,6 @@ pub(super) fn find(series: &str) -> anyhow::Result<Option<Image>> {
         }
         (Err(error), None) => Err(error),
     }
-}
-
-/// Where fetched things are kept: not under target/, so that a fresh clone finds them again.
-fn cache_dir() -> anyhow::Result<PathBuf> {
-    let named = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-    let cache = named.or_else(|| env::home_dir().map(|home| home.join(".cache")));
-    Ok(cache.context("there is neither XDG_CACHE_HOME nor HOME")?.join("eipnat"))
 }
 
 /// The newest package that apt knows.
