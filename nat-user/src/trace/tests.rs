@@ -1,3 +1,4 @@
+use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
@@ -116,7 +117,7 @@ fn a_client_sees_its_own_packets_only_and_those_as_they_came_too() {
     assert_eq!(said, format!("1 packets, 0 left out, in {}\n", file.display()));
     assert_eq!(wanted.join().unwrap().snap, 9216);
     let (before, after) = (frame(X, EIP), frame(X, VM));
-    let bytes = std::fs::read(file).unwrap();
+    let bytes = fs::read(file).unwrap();
     for frame in [before, after] {
         assert!(bytes.windows(frame.len()).any(|window| window == frame), "a frame is not in the capture");
     }
@@ -180,6 +181,22 @@ fn a_trace_of_what_cannot_be_is_refused() {
     }
     let (code, _, said) = daemon.eipnat("capture -w /no/such/directory/file --count 1");
     assert!(code == 1 && said.starts_with("error: /no/such/directory/file: "), "{said}");
+}
+
+#[test]
+fn a_capture_that_does_not_begin_leaves_the_file_as_it_is() {
+    let daemon = bound();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("yesterday.pcapng");
+    fs::write(&file, "yesterday's").unwrap();
+    for args in ["--eip 203.0.113.9", "--rate 0", "--count 0"] {
+        let (code, ..) = daemon.eipnat(&format!("capture -w {} {args}", file.display()));
+        assert_eq!(code, 1, "{args}");
+        assert_eq!(fs::read(&file).unwrap(), b"yesterday's", "{args}");
+    }
+    let nobody = directory.path().join("no-daemon.sock");
+    let (code, ..) = crate::testing::eipnat(&nobody, &format!("capture -w {}", file.display()));
+    assert_eq!((code, fs::read(&file).unwrap().as_slice()), (3, b"yesterday's".as_slice()));
 }
 
 /// Begins a trace and lets it wait, if it is let in.

@@ -110,14 +110,14 @@ const INBOUND: u32 = 1;
 const OUTBOUND: u32 = 2;
 
 impl<W: Write> Recorder<W> {
-    pub(super) fn new(sink: W, snap: u32) -> Result<Self, PcapError> {
+    pub(super) fn new(sink: W, snap: u32) -> io::Result<Self> {
         let application = concat!("eipnat ", env!("CARGO_PKG_VERSION"));
         let section = SectionHeaderBlock {
             endianness: Endianness::native(),
             options: vec![SectionHeaderOption::UserApplication(application.into())],
             ..SectionHeaderBlock::default()
         };
-        let file = PcapNgWriter::with_section_header(sink, section)?;
+        let file = PcapNgWriter::with_section_header(sink, section).map_err(broken)?;
         Ok(Self { file, interfaces: Vec::new(), snap })
     }
 

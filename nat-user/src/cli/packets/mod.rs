@@ -88,15 +88,21 @@ pub(super) fn capture(cli: &Cli, args: &Capture, out: &mut dyn Write) -> anyhow:
     let is_stdout = args.write == Path::new("-");
     let at = || if is_stdout { "standard output".to_owned() } else { args.write.display().to_string() };
     let (mut packets, mut left_out) = (0_u64, 0);
-    let sink: Box<dyn Write + '_> = if is_stdout {
-        Box::new(&mut *out)
-    } else {
-        Box::new(io::BufWriter::new(File::create(&args.write).with_context(at)?))
+    let mut stdout = is_stdout.then_some(&mut *out);
+    let mut open = || -> io::Result<_> {
+        let sink: Box<dyn Write + '_> = match stdout.take() {
+            Some(stdout) => Box::new(stdout),
+            None => Box::new(io::BufWriter::new(File::create(&args.write)?)),
+        };
+        Recorder::new(sink, args.snaplen)
     };
-    let mut recorder = Recorder::new(sink, args.snaplen).with_context(at)?;
-    // A file that can be read even if nothing comes.
-    recorder.flush().with_context(at)?;
+    let mut recorder = None;
     watch(cli, &args.watched, args.snaplen, |_, line| {
+        let recorder = match &mut recorder {
+            Some(recorder) => recorder,
+            // Not before packets are watched: what stands in the file is lost by it.
+            none => none.insert(open()?),
+        };
         match line {
             Line::Packet(packet) => {
                 recorder.write(&packet)?;
@@ -107,7 +113,10 @@ pub(super) fn capture(cli: &Cli, args: &Capture, out: &mut dyn Write) -> anyhow:
         recorder.flush()
     })
     .map_err(|error| if error.is::<io::Error>() { error.context(at()) } else { error })?;
-    drop(recorder);
+    // It ended before it began.
+    if recorder.map(drop).is_none() {
+        return Ok(());
+    }
     let summary = format!("{packets} packets, {left_out} left out");
     if is_stdout {
         eprintln!("{summary}");
@@ -150,12 +159,12 @@ fn watch(
                     String::from_utf8_lossy(&bytes)
                 )));
             };
-            if !has_begun {
-                has_begun = true;
-                eprintln!("watching packets; Ctrl-C ends it");
-            }
             left -= u64::from(matches!(line, Line::Packet(_)));
             match seen(&bytes, line) {
+                Ok(()) if !has_begun => {
+                    has_begun = true;
+                    eprintln!("watching packets; Ctrl-C ends it");
+                }
                 Ok(()) => {}
                 // Whoever reads has enough.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
