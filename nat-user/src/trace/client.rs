@@ -22,6 +22,8 @@ pub(super) struct Client {
     addresses: BTreeSet<Ipv4Addr>,
     roles: HashMap<String, Role>,
     lines: mpsc::Sender<Vec<u8>>,
+    /// Since when the program reports what it wants, in the time of reports.
+    since: Option<u64>,
     /// The second that is under way, and how many packets it has had in it.
     second: (u64, u32),
     left_out: u64,
@@ -37,7 +39,8 @@ impl Client {
         lines: mpsc::Sender<Vec<u8>>,
     ) -> Self {
         let addresses = BTreeSet::new();
-        let mut client = Self { interest, addresses, roles, lines, second: (0, 0), left_out: 0, told: None };
+        let (since, second, told) = (None, (0, 0), None);
+        let mut client = Self { interest, addresses, roles, lines, since, second, left_out: 0, told };
         client.follow(shown);
         client
     }
@@ -70,6 +73,10 @@ impl Client {
 
     /// Takes a packet, if it wants it and there is room.
     pub(super) fn take(&mut self, report: &Report, packet: &Packet) {
+        // What came before was reported for others, who may want less of each frame.
+        if self.since.is_none_or(|since| report.event.time < since) {
+            return;
+        }
         if !self.wants_everything() && !packet.addresses().any(|address| self.addresses.contains(&address)) {
             return;
         }
@@ -92,6 +99,9 @@ impl Client {
 
     /// Tells it how many packets were left out, so many of them by the program.
     pub(super) fn tell_left_out(&mut self, by_program: u64) {
+        if self.since.is_none() {
+            return;
+        }
         self.left_out += by_program;
         if self.left_out > 0 && self.told.is_some_and(|told| told.elapsed() >= TOLD) {
             self.tell();
@@ -99,8 +109,9 @@ impl Client {
     }
 
     /// Tells it that packets are reported from now on, by the first line.
-    pub(super) fn begin(&mut self) {
-        if self.told.is_none() {
+    pub(super) fn begin(&mut self, now: u64) {
+        if self.since.is_none() {
+            self.since = Some(now);
             self.tell();
         }
     }

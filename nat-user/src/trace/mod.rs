@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use log::warn;
-use nat_common::abi::trace::{MAX_SNAP, MAX_TRACED, MIN_SNAP};
+use nat_common::abi::trace::{MAX_SNAP, MAX_TRACED};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use utoipa::ToSchema;
@@ -201,14 +201,22 @@ impl Hub {
         let mut renewed: Option<Instant> = None;
         let mut names = packet::Names::default();
         loop {
+            let mut state = self.lock();
+            let before = state.clients.len();
+            state.clients.retain(|client| !client.is_gone());
+            if state.clients.is_empty() {
+                return Ok(());
+            }
             let due = renewed.is_none_or(|renewed| renewed.elapsed() >= RENEWAL);
-            if let Some(wanted) = self.wanted(due)? {
-                let Some(wanted) = wanted else { return Ok(()) };
-                tracer.report(&wanted)?;
-                self.lock().clients.iter_mut().for_each(Client::begin);
+            if std::mem::take(&mut state.has_changed) || due || state.clients.len() != before {
+                // Under the lock: one who came in between would be told that packets are reported which are not.
+                tracer.report(&state.wanted())?;
+                let now = tracer.now();
+                state.clients.iter_mut().for_each(|client| client.begin(now));
                 renewed = Some(Instant::now());
                 names.forget();
             }
+            drop(state);
             tracer.wait(BEAT)?;
             let reports: Vec<Report> = std::iter::from_fn(|| tracer.next()).take(AT_ONCE).collect();
             let now_left_out = tracer.left_out()?;
@@ -224,28 +232,19 @@ impl Hub {
             left_out = now_left_out;
         }
     }
+}
 
-    /// What the clients want all together, if it is to be told to the program: `None` in it if there are none left.
-    #[expect(clippy::option_option, reason = "nothing to tell is not nobody to tell it for")]
-    fn wanted(&self, due: bool) -> anyhow::Result<Option<Option<Wanted>>> {
-        let mut state = self.lock();
-        let before = state.clients.len();
-        state.clients.retain(|client| !client.is_gone());
-        if state.clients.is_empty() {
-            return Ok(Some(None));
-        }
-        if !due && !std::mem::take(&mut state.has_changed) && before == state.clients.len() {
-            return Ok(None);
-        }
-        state.has_changed = false;
-        let everything = state.clients.iter().any(Client::wants_everything);
-        let addresses = state.clients.iter().flat_map(Client::addresses).copied().collect();
-        let snap = state.clients.iter().map(|client| client.interest().snap).max().unwrap_or(0);
-        Ok(Some(Some(Wanted {
+impl State {
+    /// What the clients want all together.
+    fn wanted(&self) -> Wanted {
+        let everything = self.clients.iter().any(Client::wants_everything);
+        let addresses = self.clients.iter().flat_map(Client::addresses).copied().collect();
+        let most = |of: fn(&Interest) -> u32| self.clients.iter().map(|client| of(client.interest())).max();
+        Wanted {
             addresses: (!everything).then_some(addresses),
-            rate: state.clients.iter().map(|client| client.interest().rate).max().unwrap_or(1),
-            snap: snap.max(u32::try_from(MIN_SNAP)?),
-        })))
+            rate: most(|interest| interest.rate).unwrap_or(1),
+            snap: most(|interest| interest.snap).unwrap_or(0),
+        }
     }
 }
 

@@ -183,6 +183,35 @@ fn a_trace_of_what_cannot_be_is_refused() {
     assert!(code == 1 && said.starts_with("error: /no/such/directory/file: "), "{said}");
 }
 
+/// A client by itself, and the lines that it gets.
+fn client(interest: &Interest) -> (Client, mpsc::Receiver<Vec<u8>>) {
+    let (sender, lines) = mpsc::channel(QUEUE);
+    (Client::new(interest.clone(), &Shown::new(), HashMap::new(), sender), lines)
+}
+
+/// Gives a client a report.
+fn give(client: &mut Client, report: &Report) {
+    let packet = Packet::of(report, &packet::Clock::now(0), &mut packet::Names::default());
+    client.take(report, &packet);
+}
+
+#[test]
+fn what_came_before_a_trace_began_is_not_in_it() {
+    let interest = Interest { eips: Vec::new(), rate: 10, snap: 400 };
+    let (mut client, mut lines) = client(&interest);
+    // Another client is there already, and the program reports.
+    give(&mut client, &forwarded());
+    client.begin(7);
+    for time in [6, 7] {
+        let mut report = forwarded();
+        report.event.time = time;
+        give(&mut client, &report);
+    }
+    assert_eq!(lines.try_recv().unwrap(), b"{\"left_out\":0}\n", "the first line says that it begins");
+    assert!(lines.try_recv().is_ok());
+    assert!(lines.try_recv().is_err(), "it has more than what came at 7");
+}
+
 #[test]
 fn a_capture_that_does_not_begin_leaves_the_file_as_it_is() {
     let daemon = bound();
