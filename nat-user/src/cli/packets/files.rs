@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow, bail, ensure};
+use nat_common::verdict::Reject;
 use pcap_file::pcap::PcapReader;
 use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption};
 use pcap_file::pcapng::blocks::interface_description::{
@@ -185,23 +186,23 @@ impl<W: Write> Recorder<W> {
     }
 }
 
-/// What became of a packet: the verdict, which way it went, and the public addresses that it was for.
+/// What became of a packet: the verdict, which way it went, and the public addresses that it shows outside. They are named only
+/// where something tells that they are such: what was neither translated nor meant for one of ours may be anybody's.
 fn comment(packet: &Packet) -> String {
-    let before = packet.before.as_ref().map(|address| address.destination);
-    let after = packet.after.as_ref().map(|address| address.source);
-    let eips = match packet.direction.as_deref() {
-        Some("in") => [None, before],
-        Some("out") => [after, None],
-        Some("hairpin") => [after, before],
+    let mut parts = vec![packet.outcome()];
+    parts.extend(packet.direction.clone());
+    let public = match (&packet.before, &packet.after) {
+        (Some(before), Some(after)) => [
+            (before.source != after.source).then_some(after.source),
+            (before.destination != after.destination).then_some(before.destination),
+        ],
+        (Some(before), None) if packet.reason.as_deref() == Some(Reject::EipUnbound.name()) => {
+            [None, Some(before.destination)]
+        }
         _ => [None, None],
     };
-    let mut text = packet.outcome();
-    let eips = eips.into_iter().flatten().map(|eip| format!("EIP {eip}"));
-    for part in packet.direction.clone().into_iter().chain(eips) {
-        text += "; ";
-        text += &part;
-    }
-    text
+    parts.extend(public.into_iter().flatten().map(|address| format!("public address {address}")));
+    parts.join("; ")
 }
 
 fn broken(error: PcapError) -> io::Error {

@@ -1,8 +1,10 @@
 use std::fs;
 
+use nat_common::verdict::Counter;
 use tempfile::TempDir;
 
 use super::*;
+use crate::trace::Address;
 
 /// A classic pcap whose header says that `snap` bytes of each frame were kept, with frames as they were and what was kept.
 fn pcap(snap: u32, frames: &[(u32, &[u8])]) -> Vec<u8> {
@@ -35,4 +37,53 @@ fn a_whole_frame_is_found_in_a_pcap_of_cut_ones() {
     assert_eq!(found(&file, 1).unwrap_err(), said);
     // Some write that no limit is known.
     assert_eq!(found(&pcap(0, &[(60, &[3; 60])]), 1).unwrap().frame, [3; 60]);
+}
+
+/// The comment on a packet between two addresses, as it came and, where it left, as it left.
+fn comment_on(counter: Counter, direction: &str, before: [&str; 2], after: Option<[&str; 2]>) -> String {
+    let address = |[source, destination]: [&str; 2]| Address {
+        source: source.parse().unwrap(),
+        source_port: None,
+        destination: destination.parse().unwrap(),
+        destination_port: None,
+    };
+    comment(&Packet {
+        time: String::new(),
+        direction: Some(direction.to_owned()),
+        on: "up0".to_owned(),
+        to: None,
+        protocol: None,
+        length: 60,
+        before: Some(address(before)),
+        after: after.map(address),
+        verdict: counter.verdict().to_owned(),
+        reason: counter.reason().map(str::to_owned),
+        frames: None,
+    })
+}
+
+#[test]
+fn a_comment_names_public_addresses_that_are_such_and_no_other() {
+    let (x, eip, vm, other, other_vm) =
+        ("198.51.100.9", "203.0.113.1", "10.0.0.2", "203.0.113.2", "10.0.0.3");
+    let (forward, unbound) = (Counter::Forward, Counter::Drop(Reject::EipUnbound));
+    for (counter, direction, before, after, said) in [
+        (forward, "in", [x, eip], Some([x, vm]), "forward; in; public address 203.0.113.1"),
+        (forward, "out", [vm, x], Some([eip, x]), "forward; out; public address 203.0.113.1"),
+        (
+            forward,
+            "hairpin",
+            [vm, other],
+            Some([eip, other_vm]),
+            "forward; hairpin; public address 203.0.113.1; public address 203.0.113.2",
+        ),
+        (unbound, "in", [x, other], None, "drop eip_unbound; in; public address 203.0.113.2"),
+        (unbound, "out", [vm, other], None, "drop eip_unbound; out; public address 203.0.113.2"),
+        // SSH to the node, somebody else's, and what has no binding.
+        (Counter::Pass, "in", [x, "192.0.2.2"], None, "pass; in"),
+        (Counter::Drop(Reject::Transit), "in", [x, "8.8.8.8"], None, "drop transit; in"),
+        (Counter::Drop(Reject::SourceUnbound), "out", [vm, x], None, "drop source_unbound; out"),
+    ] {
+        assert_eq!(comment_on(counter, direction, before, after), said);
+    }
 }
