@@ -18,7 +18,7 @@ use super::server::Stay;
 use super::{ApiError, types};
 use crate::control::{self, Control, Shared};
 use crate::explain::{Explanation, Question};
-use crate::trace::{Hub, Interest, Shown};
+use crate::trace::{Hub, Interest, Line, Shown};
 
 /// What would become of a packet, and why. Nothing is sent, counted or billed.
 #[utoipa::path(
@@ -67,7 +67,7 @@ pub(super) async fn trace(
 }
 
 /// Lines as the body of an answer.
-struct Lines(mpsc::Receiver<Vec<u8>>);
+struct Lines(mpsc::UnboundedReceiver<Line>);
 
 impl hyper::body::Body for Lines {
     type Data = Bytes;
@@ -77,6 +77,6 @@ impl hyper::body::Body for Lines {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.poll_recv(context).map(|line| line.map(|line| Ok(Frame::data(line.into()))))
+        self.0.poll_recv(context).map(|line| line.map(|line| Ok(Frame::data(line.into_bytes().into()))))
     }
 }

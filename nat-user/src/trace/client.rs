@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::packet::Packet;
 use super::{Interest, Shown};
@@ -15,13 +17,37 @@ use crate::dataplane::trace::Report;
 /// How often one is told at most of what is left out.
 const TOLD: Duration = Duration::from_secs(1);
 
+/// How much waits for a client that is slow, in bytes.
+pub(super) const QUEUE: usize = 8 << 20;
+
+/// More than a line takes without frames, in bytes.
+const LINE: usize = 1024;
+
+/// A line of JSON on its way to a client.
+#[derive(Debug)]
+pub struct Line {
+    text: Vec<u8>,
+    /// Its place in the queue, which is free again when the line is taken out.
+    _place: OwnedSemaphorePermit,
+}
+
+impl Line {
+    /// The line, with its end.
+    #[must_use]
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.text
+    }
+}
+
 /// A client of the hub.
 pub(super) struct Client {
     interest: Interest,
     /// All addresses by which what it is interested in shows itself.
     addresses: BTreeSet<Ipv4Addr>,
     roles: HashMap<String, Role>,
-    lines: mpsc::Sender<Vec<u8>>,
+    lines: UnboundedSender<Line>,
+    /// The bytes that are free in the queue.
+    room: Arc<Semaphore>,
     /// Since when the program reports what it wants, in the time of reports.
     since: Option<u64>,
     /// The second that is under way, and how many packets it has had in it.
@@ -36,11 +62,11 @@ impl Client {
         interest: Interest,
         shown: &Shown,
         roles: HashMap<String, Role>,
-        lines: mpsc::Sender<Vec<u8>>,
+        lines: UnboundedSender<Line>,
     ) -> Self {
-        let addresses = BTreeSet::new();
+        let (addresses, room) = (BTreeSet::new(), Arc::new(Semaphore::new(QUEUE)));
         let (since, second, told) = (None, (0, 0), None);
-        let mut client = Self { interest, addresses, roles, lines, since, second, left_out: 0, told };
+        let mut client = Self { interest, addresses, roles, lines, room, since, second, left_out: 0, told };
         client.follow(shown);
         client
     }
@@ -88,13 +114,27 @@ impl Client {
             self.left_out += 1;
             return;
         }
+        // As it came and as it left, two digits a byte.
+        let digits = 4 * report.event.length.min(self.interest.snap);
+        let Some(place) = self.place(LINE + digits as usize) else {
+            self.left_out += 1;
+            return;
+        };
+        self.second.1 += 1;
         let packet = packet.for_client(report, self.interest.snap as usize, &self.roles);
-        let Ok(mut line) = serde_json::to_vec(&packet) else { return };
-        line.push(b'\n');
-        match self.lines.try_send(line) {
-            Ok(()) => self.second.1 += 1,
-            Err(_) => self.left_out += 1,
-        }
+        let Ok(mut text) = serde_json::to_vec(&packet) else { return };
+        text.push(b'\n');
+        self.send(Line { text, _place: place });
+    }
+
+    /// A place in the queue, if there is room for so many bytes.
+    fn place(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.room).try_acquire_many_owned(u32::try_from(bytes).ok()?).ok()
+    }
+
+    fn send(&self, line: Line) {
+        // If it has gone, nobody misses it.
+        let _ = self.lines.send(line);
     }
 
     /// Tells it how many packets were left out, so many of them by the program.
@@ -117,10 +157,10 @@ impl Client {
     }
 
     fn tell(&mut self) {
-        let line = json!({ "left_out": self.left_out }).to_string() + "\n";
-        if self.lines.try_send(line.into_bytes()).is_ok() {
-            self.left_out = 0;
-            self.told = Some(Instant::now());
-        }
+        let Some(place) = self.place(LINE) else { return };
+        let text = json!({ "left_out": self.left_out }).to_string() + "\n";
+        self.send(Line { text: text.into_bytes(), _place: place });
+        self.left_out = 0;
+        self.told = Some(Instant::now());
     }
 }

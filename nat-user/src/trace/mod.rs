@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use utoipa::ToSchema;
 
 use self::client::Client;
+pub use self::client::Line;
 pub use self::packet::{Address, Frames, Packet};
 use crate::control::{self, Shared};
 use crate::dataplane::trace::{Report, Tracer, Wanted};
@@ -29,9 +30,6 @@ pub const MAX_CLIENTS: usize = 8;
 
 /// Most packets a second that a client may ask for.
 pub const MAX_RATE: u32 = 100_000;
-
-/// How many lines wait for a client that is slow.
-const QUEUE: usize = 4096;
 
 /// How often it is looked whether the clients want something else.
 const BEAT: Duration = Duration::from_millis(100);
@@ -130,7 +128,7 @@ impl Hub {
         interest: &Interest,
         shown: &Shown,
         ports: &[Port],
-    ) -> Result<mpsc::Receiver<Vec<u8>>, Refused> {
+    ) -> Result<mpsc::UnboundedReceiver<Line>, Refused> {
         let mut state = self.lock();
         state.clients.retain(|client| !client.is_gone());
         if state.has_ended {
@@ -139,7 +137,7 @@ impl Hub {
         if state.clients.len() >= MAX_CLIENTS {
             return Err(Refused::Full);
         }
-        let (sender, receiver) = mpsc::channel(QUEUE);
+        let (sender, receiver) = mpsc::unbounded_channel();
         let roles: HashMap<String, Role> = ports.iter().map(|port| (port.name.clone(), port.role)).collect();
         state.clients.push(Client::new(interest.clone(), shown, roles, sender));
         state.has_changed = true;

@@ -1,5 +1,6 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::iter;
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -47,6 +48,13 @@ fn report(counter: Counter, before: &[u8], after: &[u8]) -> Report {
 
 fn forwarded() -> Report {
     report(Counter::Forward, &frame(X, EIP), &frame(X, VM))
+}
+
+/// One of the longest frames that are captured.
+fn jumbo() -> Report {
+    let mut frame = frame(X, EIP);
+    frame.resize(9014, 0);
+    report(Counter::Forward, &frame, &frame)
 }
 
 fn dropped() -> Report {
@@ -184,8 +192,8 @@ fn a_trace_of_what_cannot_be_is_refused() {
 }
 
 /// A client by itself, and the lines that it gets.
-fn client(interest: &Interest) -> (Client, mpsc::Receiver<Vec<u8>>) {
-    let (sender, lines) = mpsc::channel(QUEUE);
+fn client(interest: &Interest) -> (Client, mpsc::UnboundedReceiver<Line>) {
+    let (sender, lines) = mpsc::unbounded_channel();
     (Client::new(interest.clone(), &Shown::new(), HashMap::new(), sender), lines)
 }
 
@@ -207,9 +215,28 @@ fn what_came_before_a_trace_began_is_not_in_it() {
         report.event.time = time;
         give(&mut client, &report);
     }
-    assert_eq!(lines.try_recv().unwrap(), b"{\"left_out\":0}\n", "the first line says that it begins");
+    assert_eq!(lines.try_recv().unwrap().into_bytes(), b"{\"left_out\":0}\n", "the first line says that it begins");
     assert!(lines.try_recv().is_ok());
     assert!(lines.try_recv().is_err(), "it has more than what came at 7");
+}
+
+#[test]
+fn what_waits_for_a_client_that_stalls_takes_so_much_memory_and_no_more() {
+    let interest = Interest { eips: Vec::new(), rate: MAX_RATE, snap: 9216 };
+    let (mut client, mut lines) = client(&interest);
+    client.begin(0);
+    let report = jumbo();
+    (0..1000).for_each(|_| give(&mut client, &report));
+    let waiting: Vec<Vec<u8>> = iter::from_fn(|| lines.try_recv().ok()).map(Line::into_bytes).collect();
+    let bytes: usize = waiting.iter().map(Vec::len).sum();
+    assert!(bytes <= client::QUEUE && bytes > client::QUEUE / 2, "{bytes} bytes wait");
+    // There is room again, and it is told what was missed.
+    give(&mut client, &report);
+    assert!(lines.try_recv().is_ok());
+    thread::sleep(Duration::from_millis(1100));
+    client.tell_left_out(0);
+    let told: Value = serde_json::from_slice(&lines.try_recv().unwrap().into_bytes()).unwrap();
+    assert_eq!(told["left_out"], 1000 - (waiting.len() - 1), "{told}");
 }
 
 #[test]
