@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tests::lab::{
     Bed, Daemon, EIP_SPARE, EIP1, EIP2, INTERNET, Process, Sender, Setup, Sink, VM1, VM2, WebServer,
-    download, eipnat_binary, ping,
+    download, eipnat_binary, ping, refused,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -221,6 +221,8 @@ fn tshark_reads_what_was_captured() -> Result<()> {
         // And the next command reads it as well.
         let told = bed.daemon.json(&["explain", "--pcap", &path])?;
         assert_eq!((&told["verdict"], &told["on"]), (&"forward".into(), &"up0".into()), "{told}");
+        let said = refused(&bed.daemon.cli(&["explain", "--pcap", &path, "--frame", "2"])?)?;
+        assert!(said.contains(": frame 2 is one that left; "), "{said}");
         Ok(())
     })
 }

@@ -215,7 +215,11 @@ fn what_came_before_a_trace_began_is_not_in_it() {
         report.event.time = time;
         give(&mut client, &report);
     }
-    assert_eq!(lines.try_recv().unwrap().into_bytes(), b"{\"left_out\":0}\n", "the first line says that it begins");
+    assert_eq!(
+        lines.try_recv().unwrap().into_bytes(),
+        b"{\"left_out\":0}\n",
+        "the first line says that it begins"
+    );
     assert!(lines.try_recv().is_ok());
     assert!(lines.try_recv().is_err(), "it has more than what came at 7");
 }

@@ -60,19 +60,28 @@ fn of_pcapng(file: impl Read, number: u64) -> anyhow::Result<Recorded> {
     let mut reader = PcapNgReader::new(file).map_err(|error| cut_off(0, &error))?;
     let mut seen = 0;
     loop {
-        let (interface_id, original, data) = match reader.next_block() {
+        let (interface_id, original, data, flags) = match reader.next_block() {
             None => bail!("it has {seen} frames, and no frame {number}"),
             Some(Err(error)) => return Err(cut_off(seen, &error)),
             Some(Ok(Block::EnhancedPacket(packet))) => {
-                (packet.interface_id, packet.original_len, packet.data.into_owned())
+                let flags = packet.options.iter().find_map(|option| match option {
+                    EnhancedPacketOption::Flags(flags) => Some(*flags),
+                    _ => None,
+                });
+                (packet.interface_id, packet.original_len, packet.data.into_owned(), flags.unwrap_or(0))
             }
-            Some(Ok(Block::SimplePacket(packet))) => (0, packet.original_len, packet.data.into_owned()),
+            Some(Ok(Block::SimplePacket(packet))) => (0, packet.original_len, packet.data.into_owned(), 0),
             Some(Ok(_)) => continue,
         };
         seen += 1;
         if seen < number {
             continue;
         }
+        // A packet is explained as it comes, and this one has been changed already.
+        ensure!(
+            flags & DIRECTION != OUTBOUND,
+            "frame {number} is one that left; in a capture of eipnat's the one before it is how it came"
+        );
         let interface = usize::try_from(interface_id).ok().and_then(|id| reader.interfaces().get(id));
         let interface = interface.context("the frame is of an interface that the file does not describe")?;
         check(&data, original, interface.linktype)?;
@@ -107,6 +116,7 @@ pub(super) struct Recorder<W: Write> {
 }
 
 /// The direction in a packet's flags.
+const DIRECTION: u32 = 3;
 const INBOUND: u32 = 1;
 const OUTBOUND: u32 = 2;
 

@@ -4,7 +4,8 @@ use nat_common::verdict::Counter;
 use tempfile::TempDir;
 
 use super::*;
-use crate::trace::Address;
+use crate::packet::to_hex;
+use crate::trace::{Address, Frames};
 
 /// A classic pcap whose header says that `snap` bytes of each frame were kept, with frames as they were and what was kept.
 fn pcap(snap: u32, frames: &[(u32, &[u8])]) -> Vec<u8> {
@@ -39,16 +40,16 @@ fn a_whole_frame_is_found_in_a_pcap_of_cut_ones() {
     assert_eq!(found(&pcap(0, &[(60, &[3; 60])]), 1).unwrap().frame, [3; 60]);
 }
 
-/// The comment on a packet between two addresses, as it came and, where it left, as it left.
-fn comment_on(counter: Counter, direction: &str, before: [&str; 2], after: Option<[&str; 2]>) -> String {
+/// A packet between two addresses, as it came and, where it left, as it left.
+fn packet(counter: Counter, direction: &str, before: [&str; 2], after: Option<[&str; 2]>) -> Packet {
     let address = |[source, destination]: [&str; 2]| Address {
         source: source.parse().unwrap(),
         source_port: None,
         destination: destination.parse().unwrap(),
         destination_port: None,
     };
-    comment(&Packet {
-        time: String::new(),
+    Packet {
+        time: "2026-01-31T12:00:00.123456Z".to_owned(),
         direction: Some(direction.to_owned()),
         on: "up0".to_owned(),
         to: None,
@@ -59,7 +60,22 @@ fn comment_on(counter: Counter, direction: &str, before: [&str; 2], after: Optio
         verdict: counter.verdict().to_owned(),
         reason: counter.reason().map(str::to_owned),
         frames: None,
-    })
+    }
+}
+
+#[test]
+fn a_frame_that_left_is_not_taken_for_one_that_came() {
+    let mut file = Vec::new();
+    let mut recorder = Recorder::new(&mut file, 96).unwrap();
+    let frames = Frames { length: 60, before: to_hex(&[1; 60]), after: Some(to_hex(&[2; 60])) };
+    let way = ["198.51.100.9", "203.0.113.1"];
+    recorder
+        .write(&Packet { frames: Some(frames), ..packet(Counter::Forward, "in", way, Some(way)) })
+        .unwrap();
+    let came = found(&file, 1).unwrap();
+    assert_eq!((came.frame, came.interface.as_deref()), (vec![1; 60], Some("up0")));
+    let said = "frame 2 is one that left; in a capture of eipnat's the one before it is how it came";
+    assert_eq!(found(&file, 2).unwrap_err(), said);
 }
 
 #[test]
@@ -84,6 +100,6 @@ fn a_comment_names_public_addresses_that_are_such_and_no_other() {
         (Counter::Drop(Reject::Transit), "in", [x, "8.8.8.8"], None, "drop transit; in"),
         (Counter::Drop(Reject::SourceUnbound), "out", [vm, x], None, "drop source_unbound; out"),
     ] {
-        assert_eq!(comment_on(counter, direction, before, after), said);
+        assert_eq!(comment(&packet(counter, direction, before, after)), said);
     }
 }
