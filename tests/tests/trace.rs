@@ -1,16 +1,20 @@
 //! `eipnat trace` and `capture` with real traffic, read by real tools.
 
 use std::collections::BTreeSet;
+use std::io::Read as _;
 use std::net::Ipv4Addr;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use aya::maps::{Array, Map, MapData};
 use bytemuck::pod_read_unaligned;
 use nat_common::abi::map;
 use nat_common::abi::trace::Settings;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tests::lab::{
     Bed, Daemon, EIP_SPARE, EIP1, EIP2, INTERNET, Process, Sender, Setup, Sink, VM1, VM2, WebServer,
@@ -281,6 +285,63 @@ fn a_trace_does_not_outlive_its_daemon_for_long() -> Result<()> {
         bed.daemon.stop()?;
         drop(trace);
         assert_eq!(settings(bed)?.until, 0, "it ends with the daemon");
+        Ok(())
+    })
+}
+
+/// The real program, whose output nobody needs to read.
+fn eipnat(socket: &Path, args: &[&str]) -> Result<Child> {
+    let mut command = Command::new(eipnat_binary()?);
+    command.arg("--socket").arg(socket).args(args).stdout(Stdio::piped()).stderr(Stdio::null());
+    Ok(command.spawn()?)
+}
+
+/// The signal that has ended a process. It is killed if none does in time.
+fn ended_by(mut child: Child) -> Result<Option<i32>> {
+    let deadline = Instant::now() + TIMEOUT;
+    while child.try_wait()?.is_none() {
+        if Instant::now() > deadline {
+            child.kill()?;
+            bail!("it goes on: {:?}", child.wait()?);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(child.wait()?.signal())
+}
+
+#[test]
+fn a_signal_ends_a_trace_whose_daemon_does_not_answer() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let socket = directory.path().join("api.sock");
+    let daemon = UnixListener::bind(&socket)?;
+    for signal in [Signal::INT, Signal::TERM] {
+        let child = eipnat(&socket, &["trace"])?;
+        let (mut asked, _) = daemon.accept()?;
+        asked.read_exact(&mut [0; 16])?;
+        kill_process(Pid::from_child(&child), signal)?;
+        assert_eq!(ended_by(child)?, Some(signal.as_raw()));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_second_signal_ends_a_trace_that_nobody_reads() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        ping(&bed.lab.internet, EIP1, 2, &[])?;
+        let mut child = eipnat(&bed.daemon.config().socket(), &["trace", "-o", "json", "--rate", "100000"])?;
+        let mut said = child.stdout.take().context("no pipe")?;
+        // It has begun. The rest is left in the pipe, which has no room for most of what comes.
+        said.read_exact(&mut [0; 10])?;
+        let sender = Sender::start(&bed.lab.internet, (EIP1, 7000), 20_000, 64)?;
+        sender.send_more(10_000)?;
+        sender.stop()?;
+        std::thread::sleep(Duration::from_millis(500));
+        let pid = Pid::from_child(&child);
+        kill_process(pid, Signal::INT)?;
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(child.try_wait()?.is_none(), "the pipe has room");
+        kill_process(pid, Signal::INT)?;
+        assert_eq!(ended_by(child)?, Some(Signal::INT.as_raw()));
         Ok(())
     })
 }

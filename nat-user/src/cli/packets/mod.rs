@@ -7,9 +7,13 @@ mod render;
 use std::fs::File;
 use std::io::{self, Read as _, Write};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, anyhow, bail};
 use serde::Deserialize;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::args::Watched;
@@ -140,9 +144,11 @@ fn watch(
     }
     ask(cli, async |daemon: Client| -> Result<anyhow::Result<()>, client::Error> {
         let failed = |error: io::Error| client::Error::Broken(error.into());
+        let mut lines = daemon.trace(&interest).await?;
+        // Not before: as long as the daemon is waited for, signals do what they always do.
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-        let mut lines = daemon.trace(&interest).await?;
+        end_by_second_signal().map_err(failed)?;
         let mut has_begun = false;
         while left > 0 {
             let line = tokio::select! {
@@ -173,4 +179,15 @@ fn watch(
         }
         Ok(Ok(()))
     })?
+}
+
+/// Lets a second signal end the process at once: the first is not heard while nobody reads what is shown.
+fn end_by_second_signal() -> io::Result<()> {
+    let is_second = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // In this order: the first would set what the other looks at.
+        flag::register_conditional_default(signal, Arc::clone(&is_second))?;
+        flag::register(signal, Arc::clone(&is_second))?;
+    }
+    Ok(())
 }
