@@ -147,11 +147,7 @@ pub fn explain(
         (None, Some(spec)) => spec.frame(mac).map_err(|what| senseless(format!("the packet: {what}")))?,
         _ => return Err(senseless("either a frame or a packet has to be given".to_owned())),
     };
-    if !(SHORTEST..=LONGEST).contains(&frame.len()) {
-        let what =
-            format!("a frame of {} bytes cannot be tried; it has {SHORTEST} to {LONGEST}", frame.len());
-        return Err(senseless(what));
-    }
+    check_length(frame.len()).map_err(senseless)?;
     let mut attempt = 1;
     loop {
         let trial = dataplane.try_out(ifindex, &frame)?;
@@ -161,6 +157,17 @@ pub fn explain(
         }
         attempt += 1;
     }
+}
+
+/// Whether a frame of so many bytes can be tried.
+///
+/// # Errors
+/// Says what can.
+pub fn check_length(bytes: usize) -> Result<(), String> {
+    if (SHORTEST..=LONGEST).contains(&bytes) {
+        return Ok(());
+    }
+    Err(format!("a frame of {bytes} bytes cannot be tried; it has {SHORTEST} to {LONGEST}"))
 }
 
 /// What the pipeline has asked, and what it came to.

@@ -78,6 +78,14 @@ fn a_contradiction_is_told() {
 }
 
 #[test]
+fn a_frame_that_is_longer_than_a_request_may_be_is_told_how_long_it_may_be() {
+    let daemon = TestDaemon::start();
+    let (code, _, said) = daemon.eipnat(&format!("explain --on up0 --hex {}", "00".repeat(40_000)));
+    assert_eq!(code, 1);
+    assert_eq!(said, "error: a frame of 40000 bytes cannot be tried; it has 14 to 16384\n");
+}
+
+#[test]
 fn a_question_that_makes_no_sense_is_refused() {
     let daemon = TestDaemon::start();
     for (args, said) in [

@@ -22,8 +22,8 @@ use self::files::{Recorded, Recorder};
 use super::args::{Cli, Output};
 use super::{ask, show};
 use crate::api::client::{self, Client};
-use crate::explain::Question;
-use crate::packet::to_hex;
+use crate::explain::{self, Question};
+use crate::packet::{from_hex, to_hex};
 use crate::trace::{Interest, Packet};
 
 /// Explains a packet.
@@ -32,15 +32,19 @@ pub(super) fn explain(cli: &Cli, args: &Explain, out: &mut dyn Write) -> anyhow:
     let (frame, packet, recorded_on) = if let Some(file) = &args.pcap {
         let Recorded { frame, interface } =
             files::frame(file, args.frame).with_context(|| file.display().to_string())?;
-        (Some(to_hex(&frame)), None, interface)
+        (Some(frame), None, interface)
     } else if let Some(hex) = &args.hex {
-        (Some(digits(hex)?), None, None)
+        (Some(from_hex(&digits(hex)?).map_err(|what| anyhow!("the frame: {what}"))?), None, None)
     } else {
         (None, Some(args.spec.packet()), None)
     };
     let on = args.on.clone().or(recorded_on);
     let on = on.ok_or_else(|| anyhow!("which interface does it come by? name it with --on"))?;
-    let question = Question { on, frame, packet };
+    if let Some(frame) = &frame {
+        // The API would only say that the question is too long.
+        explain::check_length(frame.len()).map_err(anyhow::Error::msg)?;
+    }
+    let question = Question { on, frame: frame.as_deref().map(to_hex), packet };
     let explanation = ask(cli, async |daemon| daemon.explain(&question).await)?;
     show(cli, out, &explanation, render::explanation)
 }
@@ -62,8 +66,8 @@ fn digits(hex: &str) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// More than the longest frame that can be explained takes, white space included.
-const MAX_DIGITS: u64 = 60 * 1024;
+/// More than the longest frame that can be explained takes, whatever stands between its digits.
+const MAX_DIGITS: u64 = 1 << 20;
 
 /// What comes while packets are watched.
 #[derive(Debug, Deserialize)]
