@@ -10,9 +10,12 @@ use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use aya_ebpf::programs::XdpContext;
 use nat_common::abi::Addr;
 use nat_common::abi::trace::{
-    EVENTS_SIZE, EVERYTHING, Event, HEAD, MAX_SNAP, MAX_TRACED, MIN_SNAP, Settings, WINDOW,
+    EVENTS_SIZE, EVERYTHING, Event, HEAD, MAX_SNAP, MAX_TRACED, MIN_SNAP, Settings,
 };
 use nat_common::wire::{ethernet, ipv4};
+
+/// In nanoseconds.
+const SECOND: u64 = 1_000_000_000;
 
 #[map]
 static TRACE: Array<Settings> = Array::pinned(1, 0);
@@ -34,8 +37,8 @@ static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 struct Scratch {
     event: Event,
     frame: [u8; MAX_SNAP],
-    /// When this CPU's window began.
-    window: u64,
+    /// When this CPU's second began.
+    second: u64,
     /// How many events it has written since.
     written: u64,
 }
@@ -86,12 +89,13 @@ pub(crate) fn end(ctx: &XdpContext, counter: u32, egress: u32) {
     if loaded != 0 || !is_wanted(event, &scratch.frame) {
         return;
     }
-    if event.time.wrapping_sub(scratch.window) >= WINDOW {
-        scratch.window = event.time;
+    // No shorter: a rate is asked for to see all of a short burst.
+    if event.time.wrapping_sub(scratch.second) >= SECOND {
+        scratch.second = event.time;
         scratch.written = 0;
     }
     scratch.written += 1;
-    if scratch.written > u64::from(settings.burst) {
+    if scratch.written > u64::from(settings.rate) {
         return leave_out();
     }
     event.counter = counter;

@@ -254,6 +254,19 @@ fn a_flood_is_cut_and_every_packet_that_is_left_out_is_counted() -> Result<()> {
     })
 }
 
+#[test]
+fn a_burst_within_the_rate_is_shown_as_a_whole() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        ping(&bed.lab.internet, EIP1, 2, &[])?;
+        let trace =
+            watch(bed, &["trace", "--eip", &EIP1.to_string(), "--rate", "20", "-o", "json"], "trace.log")?;
+        ping(&bed.lab.internet, EIP1, 10, &["-i", "0.002"])?;
+        let log = end(trace)?;
+        assert_eq!(packets(&log)?.len(), 20, "{log}");
+        Ok(())
+    })
+}
+
 /// The settings of the trace, in the program's maps.
 fn settings(bed: &Bed) -> Result<Settings> {
     let generations = std::fs::read_dir(&bed.daemon.config().pin_path)?;

@@ -15,12 +15,6 @@ pub const MAX_TRACED: u32 = 1024;
 /// Bytes of the ring buffer that events come by.
 pub const EVENTS_SIZE: u32 = 1 << 20;
 
-/// How many [`WINDOW`]s a second has.
-pub const WINDOWS: u32 = 10;
-
-/// How long [`Settings::burst`] events may take, in nanoseconds.
-pub const WINDOW: u64 = 1_000_000_000 / WINDOWS as u64;
-
 /// How many bytes of a frame are kept as they came. Whatever the translator changes stands before it, so the rest of the frame
 /// as it left is the rest of the frame as it came.
 pub const HEAD: usize = 192;
@@ -37,8 +31,8 @@ pub const MIN_SNAP: usize = 96;
 pub struct Settings {
     /// Until when, in nanoseconds of `CLOCK_MONOTONIC`; 0 for nothing. So a trace whose daemon has died ends by itself.
     pub until: u64,
-    /// Most events that one CPU writes in a [`WINDOW`].
-    pub burst: u32,
+    /// Most events that one CPU writes in a second.
+    pub rate: u32,
     /// How many bytes of a frame as it left go with an event.
     pub snap: u32,
 }

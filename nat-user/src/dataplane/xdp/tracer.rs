@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
-use nat_common::abi::trace::{EVERYTHING, Event, Settings, WINDOWS};
+use nat_common::abi::trace::{EVERYTHING, Event, Settings};
 use nat_common::abi::{Addr, map};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -63,8 +63,7 @@ impl Tracer for XdpTracer {
             None => BTreeSet::from([EVERYTHING]),
         };
         self.trace(&addresses)?;
-        let burst = wanted.rate.div_ceil(WINDOWS);
-        self.set(Settings { until: self.now() + TERM, burst, snap: wanted.snap })
+        self.set(Settings { until: self.now() + TERM, rate: wanted.rate, snap: wanted.snap })
     }
 
     fn end(&mut self) -> anyhow::Result<()> {
