@@ -3,18 +3,18 @@
 mod build;
 mod view;
 
-use std::fmt::Write as _;
-
 pub use build::{Flags, Protocol, Spec};
 pub use view::{Change, View, changes};
 
 /// Bytes as hexadecimal digits.
 #[must_use]
 pub fn to_hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = String::with_capacity(bytes.len() * 2);
     for byte in bytes {
-        // Writing to a string does not fail.
-        let _ = write!(text, "{byte:02x}");
+        for nibble in [byte >> 4, byte & 15] {
+            text.push(DIGITS[usize::from(nibble)].into());
+        }
     }
     text
 }

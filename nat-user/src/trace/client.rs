@@ -50,7 +50,7 @@ pub(super) struct Client {
     room: Arc<Semaphore>,
     /// Since when the program reports what it wants, in the time of reports.
     since: Option<u64>,
-    /// The second that is under way, and how many packets it has had in it.
+    /// The second that is under way, and how many packets there were for it within the rate.
     second: (u64, u32),
     left_out: u64,
     /// When it was told the last time.
@@ -114,13 +114,14 @@ impl Client {
             self.left_out += 1;
             return;
         }
+        self.second.1 += 1;
         // As it came and as it left, two digits a byte.
         let digits = 4 * report.event.length.min(self.interest.snap);
+        // Before it is written, which for a client that does not read would be in vain.
         let Some(place) = self.place(LINE + digits as usize) else {
             self.left_out += 1;
             return;
         };
-        self.second.1 += 1;
         let packet = packet.for_client(report, self.interest.snap as usize, &self.roles);
         let Ok(mut text) = serde_json::to_vec(&packet) else { return };
         text.push(b'\n');

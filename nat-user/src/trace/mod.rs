@@ -219,12 +219,12 @@ impl Hub {
             let reports: Vec<Report> = std::iter::from_fn(|| tracer.next()).take(AT_ONCE).collect();
             let now_left_out = tracer.left_out()?;
             let clock = packet::Clock::now(tracer.now());
-            let mut state = self.lock();
             for report in &reports {
                 let packet = Packet::of(report, &clock, &mut names);
-                state.clients.iter_mut().for_each(|client| client.take(report, &packet));
+                // Locked for each anew: whoever comes does not wait until all lines are written.
+                self.lock().clients.iter_mut().for_each(|client| client.take(report, &packet));
             }
-            for client in &mut state.clients {
+            for client in &mut self.lock().clients {
                 client.tell_left_out(now_left_out - left_out);
             }
             left_out = now_left_out;

@@ -244,6 +244,18 @@ fn what_waits_for_a_client_that_stalls_takes_so_much_memory_and_no_more() {
 }
 
 #[test]
+fn what_is_left_out_for_want_of_room_counts_for_the_rate() {
+    let interest = Interest { eips: Vec::new(), rate: 300, snap: 9216 };
+    let (mut client, mut lines) = client(&interest);
+    client.begin(0);
+    let report = jumbo();
+    (0..300).for_each(|_| give(&mut client, &report));
+    assert!(iter::from_fn(|| lines.try_recv().ok()).count() < 300, "there is room for all");
+    give(&mut client, &report);
+    assert!(lines.try_recv().is_err(), "one more within the second");
+}
+
+#[test]
 fn a_capture_that_does_not_begin_leaves_the_file_as_it_is() {
     let daemon = bound();
     let directory = tempfile::tempdir().unwrap();
