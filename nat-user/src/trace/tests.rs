@@ -122,7 +122,7 @@ fn a_client_sees_its_own_packets_only_and_those_as_they_came_too() {
     wait_until("the trace goes on", || daemon.dataplane.state().trace.wanted.is_none());
     let wanted = report_when_wanted(&daemon, vec![forwarded()], 0);
     let said = daemon.done(&format!("capture --count 1 -w {}", file.display()));
-    assert_eq!(said, format!("1 packets, 0 left out, in {}\n", file.display()));
+    assert_eq!(said, format!("1 packets, at least 0 left out, in {}\n", file.display()));
     assert_eq!(wanted.join().unwrap().snap, 9216);
     let (before, after) = (frame(X, EIP), frame(X, VM));
     let bytes = fs::read(file).unwrap();

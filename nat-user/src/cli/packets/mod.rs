@@ -125,7 +125,8 @@ pub(super) fn capture(cli: &Cli, args: &Capture, out: &mut dyn Write) -> anyhow:
     if recorder.map(drop).is_none() {
         return Ok(());
     }
-    let summary = format!("{packets} packets, {left_out} left out");
+    // It is told once a second, so some of the last second may not be among them.
+    let summary = format!("{packets} packets, at least {left_out} left out");
     if is_stdout {
         eprintln!("{summary}");
     } else {
