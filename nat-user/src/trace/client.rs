@@ -91,10 +91,12 @@ impl Client {
         self.lines.is_closed()
     }
 
-    /// Learns by which addresses its EIPs show themselves now.
+    /// Learns by which addresses its EIPs show themselves now. Where that was asked before it came, it knows better.
     pub(super) fn follow(&mut self, shown: &Shown) {
-        let shown_by = |eip| shown.get(eip).cloned().unwrap_or_else(|| vec![*eip]);
-        self.addresses = self.interest.eips.iter().flat_map(shown_by).collect();
+        let addresses: Option<Vec<_>> = self.interest.eips.iter().map(|eip| shown.get(eip)).collect();
+        if let Some(addresses) = addresses {
+            self.addresses = addresses.into_iter().flatten().copied().collect();
+        }
     }
 
     /// Takes a packet, if it wants it and there is room.

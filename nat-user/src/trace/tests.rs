@@ -244,6 +244,18 @@ fn what_waits_for_a_client_that_stalls_takes_so_much_memory_and_no_more() {
 }
 
 #[test]
+fn bindings_that_were_asked_for_before_a_client_came_are_not_its_own() {
+    let interest = Interest { eips: vec![EIP], rate: 10, snap: 0 };
+    let (sender, _lines) = mpsc::unbounded_channel();
+    let shown = Shown::from([(EIP, vec![EIP, VM])]);
+    let mut client = Client::new(interest, &shown, HashMap::new(), sender);
+    client.follow(&Shown::from([(X, vec![X])]));
+    assert_eq!(client.addresses(), &BTreeSet::from([EIP, VM]));
+    client.follow(&Shown::from([(EIP, vec![EIP])]));
+    assert_eq!(client.addresses(), &BTreeSet::from([EIP]));
+}
+
+#[test]
 fn what_is_left_out_for_want_of_room_counts_for_the_rate() {
     let interest = Interest { eips: Vec::new(), rate: 300, snap: 9216 };
     let (mut client, mut lines) = client(&interest);
