@@ -339,7 +339,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// The next line: a [`Packet`](crate::trace::Packet), or how many were left out. `None` when the daemon ends.
+    /// The next line: a [`Packet`](crate::trace::Packet), how many were left out, or why there are no more. `None` when the
+    /// daemon ends.
     ///
     /// # Errors
     /// [`Error::Broken`] if the daemon is gone.

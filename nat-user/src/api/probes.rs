@@ -37,7 +37,7 @@ pub(super) async fn explain(
 
 /// Watch packets: a line of JSON for each, for as long as the connection lasts. A line `{"left_out":N}` says that so many
 /// packets are missing: by the rate, since the client is slow, or since other traces had too many. The first line is such
-/// a one, and says that packets are watched from now on.
+/// a one, and says that packets are watched from now on. A line `{"error":"…"}` says why there are no more, and is the last.
 #[utoipa::path(
     post,
     path = "/v1/trace",

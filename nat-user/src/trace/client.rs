@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -28,7 +29,7 @@ const LINE: usize = 1024;
 pub struct Line {
     text: Vec<u8>,
     /// Its place in the queue, which is free again when the line is taken out.
-    _place: OwnedSemaphorePermit,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Line {
@@ -125,9 +126,7 @@ impl Client {
             return;
         };
         let packet = packet.for_client(report, self.interest.snap as usize, &self.roles);
-        let Ok(mut text) = serde_json::to_vec(&packet) else { return };
-        text.push(b'\n');
-        self.send(Line { text, _place: place });
+        self.send(&packet, Some(place));
     }
 
     /// A place in the queue, if there is room for so many bytes.
@@ -135,9 +134,11 @@ impl Client {
         Arc::clone(&self.room).try_acquire_many_owned(u32::try_from(bytes).ok()?).ok()
     }
 
-    fn send(&self, line: Line) {
+    fn send(&self, what: &impl Serialize, place: Option<OwnedSemaphorePermit>) {
+        let Ok(mut text) = serde_json::to_vec(what) else { return };
+        text.push(b'\n');
         // If it has gone, nobody misses it.
-        let _ = self.lines.send(line);
+        let _ = self.lines.send(Line { text, _place: place });
     }
 
     /// Tells it how many packets were left out, so many of them by the program.
@@ -161,9 +162,13 @@ impl Client {
 
     fn tell(&mut self) {
         let Some(place) = self.place(LINE) else { return };
-        let text = json!({ "left_out": self.left_out }).to_string() + "\n";
-        self.send(Line { text: text.into_bytes(), _place: place });
+        self.send(&json!({ "left_out": self.left_out }), Some(place));
         self.left_out = 0;
         self.told = Some(Instant::now());
+    }
+
+    /// Tells it by the last line, for which there is always room, why there are no more.
+    pub(super) fn fail(self, error: &anyhow::Error) {
+        self.send(&json!({ "error": format!("{error:#}") }), None);
     }
 }

@@ -119,7 +119,7 @@ impl Hub {
         Ok((hub, thread))
     }
 
-    /// Lets a client in. It gets lines of JSON until it drops the receiver, or the daemon ends.
+    /// Lets a client in. It gets lines of JSON until it drops the receiver, the trace fails, or the daemon ends.
     ///
     /// # Errors
     /// If there is no place.
@@ -178,7 +178,7 @@ impl Hub {
         while self.has_clients() {
             if let Err(error) = ended.and_then(|()| self.serve_clients(&mut *tracer)) {
                 warn!("packets cannot be traced: {error:#}");
-                self.lock().clients.clear();
+                self.lock().clients.drain(..).for_each(|client| client.fail(&error));
             }
             ended = tracer.end();
         }

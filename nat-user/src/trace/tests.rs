@@ -132,6 +132,18 @@ fn a_client_sees_its_own_packets_only_and_those_as_they_came_too() {
 }
 
 #[test]
+fn a_trace_that_fails_says_why_and_its_daemon_goes_on() {
+    let daemon = bound();
+    daemon.dataplane.state().broken = true;
+    let failed = "error: packets cannot be traced: the datapath in memory was told to fail\n".to_owned();
+    assert_eq!(daemon.eipnat("trace"), (1, String::new(), failed));
+    daemon.dataplane.state().broken = false;
+    let wanted = report_when_wanted(&daemon, vec![forwarded()], 0);
+    daemon.done("trace --count 1");
+    wanted.join().unwrap();
+}
+
+#[test]
 fn bindings_are_followed() {
     let daemon = bound();
     let (stop, socket) = (Instant::now() + Duration::from_secs(20), daemon.config.api.socket.clone());

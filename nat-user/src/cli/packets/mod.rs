@@ -69,6 +69,17 @@ fn digits(hex: &str) -> anyhow::Result<String> {
 /// More than the longest frame that can be explained takes, whatever stands between its digits.
 const MAX_DIGITS: u64 = 1 << 20;
 
+/// A line of the daemon's.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Told {
+    /// The last one.
+    Failed {
+        error: String,
+    },
+    Seen(Line),
+}
+
 /// What comes while packets are watched.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
@@ -164,11 +175,15 @@ fn watch(
             let Some(bytes) = line else {
                 return Ok(Err(anyhow!("the daemon has ended, and the trace with it")));
             };
-            let Ok(line) = serde_json::from_slice::<Line>(&bytes) else {
-                return Ok(Err(anyhow!(
-                    "the daemon is of another version: it says {}",
-                    String::from_utf8_lossy(&bytes)
-                )));
+            let line = match serde_json::from_slice(&bytes) {
+                Ok(Told::Seen(line)) => line,
+                Ok(Told::Failed { error }) => {
+                    return Ok(Err(anyhow!("packets cannot be traced: {error}")));
+                }
+                Err(_) => {
+                    let said = String::from_utf8_lossy(&bytes);
+                    return Ok(Err(anyhow!("the daemon is of another version: it says {said}")));
+                }
             };
             left -= u64::from(matches!(line, Line::Packet(_)));
             match seen(&bytes, line) {

@@ -128,7 +128,7 @@ pub(super) struct MemoryTracer(pub(super) MemoryDataplane);
 
 impl Tracer for MemoryTracer {
     fn report(&mut self, wanted: &Wanted) -> anyhow::Result<()> {
-        self.0.state().trace.wanted = Some(wanted.clone());
+        self.0.writable()?.trace.wanted = Some(wanted.clone());
         Ok(())
     }
 
