@@ -1,6 +1,8 @@
 //! `eipnat explain` of a running daemon, and what it must not disturb.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use aya::maps::{DevMapHash, Map, MapData};
+use nat_common::abi::map;
 use serde_json::Value;
 use tests::lab::{
     Bed, Capture, EIP_SPARE, EIP1, INTERNET, INTERNET_DEVICE, Meter, Setup, VM1, ping, refused,
@@ -94,5 +96,33 @@ fn a_frame_of_a_capture_is_explained() -> Result<()> {
         let said = at(&["--hex", "zz"])?;
         assert_eq!(said, "the frame: 'z' at place 1 is no hexadecimal digit");
         Ok(())
+    })
+}
+
+#[test]
+fn a_way_out_that_is_missing_in_the_programs_map_is_told() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        ping(&bed.lab.internet, EIP1, 3, &[])?;
+        let links: Value =
+            serde_json::from_str(&bed.lab.node.succeed("ip", &["-j", "link", "show", "dn0"])?)?;
+        let index = u32::try_from(links[0]["ifindex"].as_u64().context("no index")?)?;
+        let (from, to) = (INTERNET.to_string(), EIP1.to_string());
+        // The daemon puts it in again each second, at times before it is asked.
+        for _ in 0..20 {
+            let pins = std::fs::read_dir(&bed.daemon.config().pin_path)?;
+            let mut pins = pins.filter_map(|entry| Some(entry.ok()?.path().join(map::EGRESS)));
+            let pin = pins.find(|pin| pin.exists()).context("no map")?;
+            let mut egress: DevMapHash<_> = Map::DevMapHash(MapData::from_pin(pin)?).try_into()?;
+            egress.remove(index)?;
+            let told = bed
+                .daemon
+                .json(&["explain", "--on", "up0", "--src", &from, "--dst", &to, "--proto", "tcp"])?;
+            assert_eq!(told["verdict"], "forward", "{told}");
+            if let Some(said) = told["contradiction"].as_str() {
+                assert!(said.contains("verdict is forward, but it does otherwise"), "{said}");
+                return Ok(());
+            }
+        }
+        bail!("the way out is always there")
     })
 }

@@ -13,6 +13,8 @@ pub struct Trial {
     pub counter: Counter,
     /// Index of the interface that it would leave by.
     pub egress: Option<u32>,
+    /// Whether that is what the program told the kernel to do with it.
+    pub is_carried_out: bool,
     /// The frame as the program left it.
     pub frame: Vec<u8>,
 }

@@ -187,7 +187,29 @@ impl Path {
 
     fn leads_to(&self, trial: &Trial) -> bool {
         let egress = if let Verdict::Forward(egress) = &self.verdict { Some(egress.ifindex) } else { None };
-        (Counter::from(&self.verdict), egress, &self.frame) == (trial.counter, trial.egress, &trial.frame)
+        trial.is_carried_out
+            && (Counter::from(&self.verdict), egress, &self.frame)
+                == (trial.counter, trial.egress, &trial.frame)
+    }
+
+    /// Why the steps do not lead to what the program did.
+    fn contradiction(&self, trial: &Trial) -> Option<String> {
+        if self.leads_to(trial) {
+            return None;
+        }
+        let verdict = words::outcome(trial.counter);
+        Some(if trial.is_carried_out {
+            format!(
+                "the steps lead to {}, but the running program's verdict is {verdict}: routes or neighbours change all the \
+                 time, or it is another version's program; ask again, or restart the daemon",
+                words::outcome(Counter::from(&self.verdict))
+            )
+        } else {
+            format!(
+                "the running program's verdict is {verdict}, but it does otherwise, which loses what is to leave by an \
+                 interface that somebody has taken out of its maps; the daemon mends that within a second, so ask again"
+            )
+        })
     }
 }
 
@@ -202,14 +224,6 @@ fn tell(
     let (meaning, remedy) = words::verdict(trial.counter);
     let billed = path.facts.iter().filter_map(|fact| words::billed(fact, &path.facts, model)).collect();
     let has_left = matches!(trial.counter, Counter::Forward | Counter::Punt(_));
-    let contradiction = (!path.leads_to(trial)).then(|| {
-        format!(
-            "the steps lead to {}, but the running program's verdict is {}: routes or neighbours change all the time, or it \
-             is another version's program; ask again, or restart the daemon",
-            words::outcome(Counter::from(&path.verdict)),
-            words::outcome(trial.counter)
-        )
-    });
     Explanation {
         on: question.on.clone(),
         role: dataplane.ports().into_iter().find(|port| port.name == question.on).map(|port| port.role),
@@ -228,7 +242,7 @@ fn tell(
             frame: packet::to_hex(&trial.frame),
             changes: packet::changes(frame, &trial.frame),
         }),
-        contradiction,
+        contradiction: path.contradiction(trial),
     }
 }
 

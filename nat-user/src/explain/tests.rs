@@ -78,6 +78,15 @@ fn a_contradiction_is_told() {
 }
 
 #[test]
+fn a_verdict_that_the_program_does_not_carry_out_is_told() {
+    let daemon = bound();
+    daemon.dataplane.state().trace.does_otherwise = true;
+    let told = json(&daemon, "--on up0 --src 198.51.100.9 --dst 203.0.113.1 --proto udp");
+    let said = told.contradiction.unwrap();
+    assert!(said.starts_with("the running program's verdict is forward, but it does otherwise"), "{said}");
+}
+
+#[test]
 fn a_frame_that_is_longer_than_a_request_may_be_is_told_how_long_it_may_be() {
     let daemon = TestDaemon::start();
     let (code, _, said) = daemon.eipnat(&format!("explain --on up0 --hex {}", "00".repeat(40_000)));

@@ -103,10 +103,11 @@ impl Trials for MemoryDataplane {
         let mut frame = frame.to_vec();
         let verdict = pipeline::process(frame.as_mut_slice(), ifindex, &mut MemoryNode(self));
         if self.state().trace.contradicts {
-            return Ok(Trial { counter: Counter::Pass, egress: None, frame });
+            return Ok(Trial { counter: Counter::Pass, egress: None, is_carried_out: true, frame });
         }
         let egress = if let Verdict::Forward(egress) = &verdict { Some(egress.ifindex) } else { None };
-        Ok(Trial { counter: Counter::from(&verdict), egress, frame })
+        let is_carried_out = !self.state().trace.does_otherwise;
+        Ok(Trial { counter: Counter::from(&verdict), egress, is_carried_out, frame })
     }
 }
 
@@ -121,6 +122,8 @@ pub struct Trace {
     pub left_out: u64,
     /// Whether a trial contradicts what the host's translator says.
     pub contradicts: bool,
+    /// Whether a trial does otherwise than its verdict says.
+    pub does_otherwise: bool,
 }
 
 /// The reports of a [`MemoryDataplane`].

@@ -14,6 +14,11 @@ use rustix::io::Errno;
 use super::{XdpDataplane, interfaces};
 use crate::dataplane::trial::{Trial, Trials, Way};
 
+// kernel: enum xdp_action
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+const XDP_REDIRECT: u32 = 4;
+
 /// How much longer a frame may become; the program makes none longer.
 const ROOM: usize = 256;
 
@@ -50,7 +55,8 @@ impl Trials for XdpDataplane {
             protocol: query.protocol,
             ..FibQuestion::zeroed()
         };
-        let answer = test_run(self.ports.fib_program()?, query.ifindex, 0, bytemuck::bytes_of(&question))?;
+        let (_, answer) =
+            test_run(self.ports.fib_program()?, query.ifindex, 0, bytemuck::bytes_of(&question))?;
         let answer: FibAnswer =
             bytemuck::try_pod_read_unaligned(&answer).map_err(|error| anyhow!("{error}"))?;
         let route = answer.route().context("the kernel's FIB was not asked")?;
@@ -61,7 +67,7 @@ impl Trials for XdpDataplane {
     fn try_out(&mut self, ifindex: u32, frame: &[u8]) -> anyhow::Result<Trial> {
         let ticket = Ticket { id: self.maps.node()?.id, padding: [0; 16] };
         let given = [bytemuck::bytes_of(&ticket), frame].concat();
-        let mut taken = test_run(self.ports.program_on(ifindex)?, ifindex, LENGTH, &given)?;
+        let (action, mut taken) = test_run(self.ports.program_on(ifindex)?, ifindex, LENGTH, &given)?;
         ensure!(taken.len() >= LENGTH, "the program has cut off what stands in front of a frame");
         let frame = taken.split_off(LENGTH);
         let outcome: Outcome =
@@ -69,13 +75,21 @@ impl Trials for XdpDataplane {
         ensure!(outcome.magic == Outcome::MAGIC, "the program has not seen that this was a trial");
         let counter = Counter::at(outcome.counter)
             .with_context(|| format!("the program has counted by {}, which is unknown", outcome.counter))?;
-        Ok(Trial { counter, egress: (outcome.egress != 0).then_some(outcome.egress), frame })
+        // What is forwarded to an interface that the map of ways out does not hold is dropped.
+        let is_carried_out = matches!(
+            (counter, action),
+            (Counter::Forward, XDP_REDIRECT)
+                | (Counter::Punt(_), XDP_PASS | XDP_REDIRECT)
+                | (Counter::Pass, XDP_PASS)
+                | (Counter::Drop(_), XDP_DROP)
+        );
+        Ok(Trial { counter, egress: (outcome.egress != 0).then_some(outcome.egress), is_carried_out, frame })
     }
 }
 
 /// Runs a program on bytes as if they had come by an interface, the first `front` of them in front of the frame, and answers
-/// what it has made of them.
-fn test_run(program: &mut Xdp, ifindex: u32, front: usize, bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
+/// what it returns and what it has made of them.
+fn test_run(program: &mut Xdp, ifindex: u32, front: usize, bytes: &[u8]) -> anyhow::Result<(u32, Vec<u8>)> {
     let mut out = vec![0; bytes.len() + ROOM];
     // kernel: struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
     let context = [u32::try_from(front)?, u32::try_from(bytes.len())?, 0, ifindex, 0, 0];
@@ -94,5 +108,5 @@ fn test_run(program: &mut Xdp, ifindex: u32, front: usize, bytes: &[u8]) -> anyh
         error => anyhow!(error).context("the kernel refuses a trial"),
     })?;
     out.truncate(done.data_size_out as usize);
-    Ok(out)
+    Ok((done.return_value, out))
 }
