@@ -222,7 +222,9 @@ fn tell(
     path: &Path,
 ) -> Explanation {
     let (meaning, remedy) = words::verdict(trial.counter);
-    let billed = path.facts.iter().filter_map(|fact| words::billed(fact, &path.facts, model)).collect();
+    // Of steps that lead elsewhere, neither the bill nor the next hop is the program's.
+    let facts = if path.leads_to(trial) { path.facts.as_slice() } else { &[] };
+    let billed = facts.iter().filter_map(|fact| words::billed(fact, facts, model)).collect();
     let has_left = matches!(trial.counter, Counter::Forward | Counter::Punt(_));
     Explanation {
         on: question.on.clone(),
@@ -237,7 +239,7 @@ fn tell(
         billed,
         leaves: has_left.then(|| Leaves {
             by: trial.egress.map(|index| words::interface(dataplane, index)),
-            next_hop: words::next_hop(&path.facts),
+            next_hop: words::next_hop(facts),
             packet: View::line(&trial.frame),
             frame: packet::to_hex(&trial.frame),
             changes: packet::changes(frame, &trial.frame),

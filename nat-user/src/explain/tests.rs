@@ -75,6 +75,7 @@ fn a_contradiction_is_told() {
         said.starts_with("the steps lead to forward, but the running program's verdict is pass"),
         "{said}"
     );
+    assert_eq!(told.billed, [], "a bill of the steps'");
 }
 
 #[test]
