@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use promql_parser::label::Labels;
+use promql_parser::label::{Labels, MatchOp, Matcher};
 use promql_parser::parser::{Expr, VectorSelector, parse};
 use promql_parser::util::{ExprVisitor, walk_expr};
 use serde_json::Value;
@@ -83,9 +83,19 @@ impl Needs {
         Ok(needs)
     }
 
+    /// Each alternative of a label's value has to be there: `reason=~"a|b"` finds series even if nothing is called b any more.
     fn select(&mut self, selector: &VectorSelector) {
         let now = VectorSelector { offset: None, at: None, ..selector.clone() };
-        self.selectors.push(now.to_string());
+        let matchers = &now.matchers.matchers;
+        let alternatives = matchers
+            .iter()
+            .position(|matcher| matches!(matcher.op, MatchOp::Re(_)) && matcher.value.contains('|'));
+        let Some(at) = alternatives else { return self.selectors.push(now.to_string()) };
+        for value in matchers[at].value.split('|') {
+            let mut one = now.clone();
+            one.matchers.matchers[at] = Matcher::new(MatchOp::Equal, &matchers[at].name, value);
+            self.select(&one);
+        }
     }
 
     fn group(&mut self, labels: &Labels) {
@@ -124,6 +134,10 @@ fn what_an_expression_needs_is_found_wherever_it_stands() -> Result<()> {
     )?;
     assert_eq!(needs.selectors, [r#"x_total{k=~"v"}"#, "y", "z"]);
     assert_eq!(needs.labels, ["a", "b", "c"].map(str::to_owned).into());
+    let needs = Needs::of(r#"sum(x{a=~"b|c", d=~"e|f", g!~"h|i"})"#)?;
+    let each = ["b", "c"].into_iter().flat_map(|a| ["e", "f"].map(|d| [a, d]));
+    let each = each.map(|[a, d]| format!(r#"x{{a="{a}",d="{d}",g!~"h|i"}}"#));
+    assert_eq!(needs.selectors, each.collect::<Vec<_>>());
     assert!(Needs::of("sum(").is_err() && Needs::of("1 + 1").is_err());
     Ok(())
 }
@@ -279,6 +293,11 @@ fn every_metric_that_is_named_is_there() -> Result<()> {
             ("rate(eipnat_no_such_total[5m])", "eip", "there is no eipnat_no_such_total"),
             ("sum by (colour) (eipnat_bindings)", "instance", "has a label colour"),
             ("sum(eipnat_bindings)", "instance", "answers without a label instance"),
+            (
+                r#"eipnat_dropped_packets_total{reason=~"no_route|no_such|transit"}"#,
+                "reason",
+                r#"there is no eipnat_dropped_packets_total{reason="no_such"}"#,
+            ),
         ] {
             let (place, shown) = ("here".to_owned(), vec![shown.to_owned()]);
             let question = Question { place, promql: promql.to_owned(), shown, answers: false };

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::maps::{Array, Map, MapData};
@@ -154,6 +154,7 @@ fn tshark_reads_what_was_captured() -> Result<()> {
         let sink = Sink::start(&lab.vm1, 7000)?;
         ping(&lab.internet, EIP1, 2, &[])?;
         lab.capture_exactly()?;
+        let begun = SystemTime::now();
         let file = lab.file("out.pcapng");
         let path = file.to_string_lossy().into_owned();
         let eip = EIP1.to_string();
@@ -170,7 +171,10 @@ fn tshark_reads_what_was_captured() -> Result<()> {
         let log = end(capture)?;
         assert!(log.contains(", at least 0 left out, in "), "{log}");
 
+        let ended = SystemTime::now();
+
         let fields = [
+            "frame.time_epoch",
             "frame.interface_name",
             "frame.packet_flags_direction",
             "frame.comment",
@@ -192,10 +196,13 @@ fn tshark_reads_what_was_captured() -> Result<()> {
         let packets = number(&log, " packets,")?;
         let (mut came, mut left, mut dropped, mut datagrams) = (0, 0, 0, 0);
         for frame in &frames {
-            let [interface, direction, comment, source, destination, checks @ ..] = frame.as_slice() else {
-                anyhow::bail!("{frame:?}")
+            let [time, interface, direction, comment, source, destination, checks @ ..] = frame.as_slice()
+            else {
+                bail!("{frame:?}")
             };
-            let [ip, tcp, udp, icmp, protocol, captured, length] = checks else { anyhow::bail!("{frame:?}") };
+            let [ip, tcp, udp, icmp, protocol, captured, length] = checks else { bail!("{frame:?}") };
+            let time = SystemTime::UNIX_EPOCH + Duration::try_from_secs_f64(time.parse()?)?;
+            assert!((begun..ended).contains(&time), "{frame:?}: not between {begun:?} and {ended:?}");
             for status in [ip, tcp, udp, icmp] {
                 assert!(status.is_empty() || status == "1" || status == "Good", "a bad checksum: {frame:?}");
             }
