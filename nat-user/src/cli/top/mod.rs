@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
@@ -46,21 +46,32 @@ pub(super) fn run(cli: &Cli, options: &args::Top, out: &mut dyn Write) -> anyhow
     // Without a daemon there is nothing to look at; one that goes later may come back.
     ask(cli, async |daemon| daemon.status().await)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Before the terminal is changed, which a signal that ends the process would leave so.
+    let signals = runtime.block_on(async { signals() })?;
     // Restores the terminal on a panic, too.
     let mut terminal = ratatui::try_init().context("the terminal cannot be used")?;
-    let watched = runtime.block_on(watch(&mut terminal, &Client::new(&cli.socket), View::new(query)));
+    let daemon = Client::new(&cli.socket);
+    let watched = runtime.block_on(watch(&mut terminal, &daemon, View::new(query), signals));
     drop(terminal);
     ratatui::try_restore()?;
     runtime.shutdown_background();
     watched
 }
 
+/// Those that end the view.
+fn signals() -> io::Result<[Signal; 3]> {
+    Ok([signal(SignalKind::terminate())?, signal(SignalKind::hangup())?, signal(SignalKind::interrupt())?])
+}
+
 /// Shows the view until it is left.
-async fn watch(terminal: &mut DefaultTerminal, daemon: &Client, mut view: View) -> anyhow::Result<()> {
+async fn watch(
+    terminal: &mut DefaultTerminal,
+    daemon: &Client,
+    mut view: View,
+    signals: [Signal; 3],
+) -> anyhow::Result<()> {
+    let [mut terminate, mut hangup, mut interrupt] = signals;
     let mut events = events();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     let mut answer = question(daemon, &view);
     loop {
         terminal.draw(|frame| draw::draw(frame, &mut view))?;
