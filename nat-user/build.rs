@@ -1,4 +1,4 @@
-//! Builds the XDP program, for `include_bytes!(concat!(env!("OUT_DIR"), "/eipnat-xdp"))`.
+//! Builds the BPF programs, for `include_bytes!(concat!(env!("OUT_DIR"), "/eipnat-xdp"))` and the like.
 
 use std::env;
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use nat_ebpf_builder::{OVERRIDE, PROGRAM, SOURCES, Toolchain, build, shared_target_dir};
+use nat_ebpf_builder::{OVERRIDE, PROGRAMS, SOURCES, Toolchain, build, shared_target_dir};
 
 fn main() -> ExitCode {
     match embed() {
@@ -37,9 +37,11 @@ fn embed() -> anyhow::Result<()> {
     let features: &[&str] = if env::var_os("CARGO_FEATURE_NEXT_ABI").is_some() { &["next-abi"] } else { &[] };
     // Variants of the program that are built at the same time do not overwrite each other.
     target_dir.extend(features);
-    let object = build(&toolchain, root, &target_dir, features)?;
-    let copy = out_dir.join(PROGRAM);
-    fs::copy(&object, &copy)
-        .with_context(|| format!("cannot copy {} to {}", object.display(), copy.display()))?;
+    let objects = build(&toolchain, root, &target_dir, features)?;
+    for program in PROGRAMS {
+        let (object, copy) = (objects.join(program), out_dir.join(program));
+        fs::copy(&object, &copy)
+            .with_context(|| format!("cannot copy {} to {}", object.display(), copy.display()))?;
+    }
     Ok(())
 }

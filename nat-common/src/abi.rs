@@ -18,11 +18,14 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::verdict::Errand;
+
+pub mod slowpath;
 pub mod trace;
 pub mod trial;
 
 /// Version of everything in this module. Where the pinned maps carry another one, the daemon makes new maps.
-pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { u32::MAX } else { 5 };
+pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { u32::MAX } else { 6 };
 
 /// Most interfaces that a program can be told of: uplinks, downlinks, and what is below them, such as the ports of a bridge
 /// to which hundreds of VMs are plugged.
@@ -77,8 +80,16 @@ pub mod map {
     /// Per-CPU array with one element: how many events were left out (`u64`).
     pub const LEFT_OUT: &str = "LEFT_OUT";
 
+    /// XDP sockets of the slow path, by [`Port::socket`](super::Port::socket).
+    pub const SOCKETS: &str = "SOCKETS";
+    /// Array: [`Port::bucket`](super::Port::bucket) -> [`Bucket`](super::slowpath::Bucket).
+    pub const BUCKETS: &str = "BUCKETS";
+    /// Array: [`Tally::place`](super::slowpath::Tally::place) -> packets (`u64`). Not read by the program: the slow path counts
+    /// there, so that its counters outlive the daemon.
+    pub const TALLIES: &str = "TALLIES";
+
     /// All of them.
-    pub const ALL: [&str; 16] = [
+    pub const ALL: [&str; 19] = [
         NODE,
         PORTS,
         ADDRESSES,
@@ -95,6 +106,9 @@ pub mod map {
         TRACED,
         EVENTS,
         LEFT_OUT,
+        SOCKETS,
+        BUCKETS,
+        TALLIES,
     ];
 }
 
@@ -251,6 +265,8 @@ pub struct Port {
     pub padding: u8,
     /// The tenant whose VMs are reached by this interface.
     pub tenant: u32,
+    /// The interface's number among those that the slow path serves, from 1 to [`slowpath::MAX_PORTS`]; 0: it serves it not.
+    pub slow_path: u32,
     /// Stands for what a later version may want to know besides.
     #[cfg(feature = "next-abi")]
     pub next: u32,
@@ -272,6 +288,26 @@ impl Port {
     #[must_use]
     pub const fn is_downlink(&self) -> bool {
         self.role & Self::DOWNLINK != 0
+    }
+
+    /// The place in [`map::SOCKETS`] of the socket of one of its queues, if the slow path can serve that.
+    #[inline(always)]
+    #[must_use]
+    pub const fn socket(&self, queue: u32) -> Option<u32> {
+        if self.slow_path == 0 || queue >= slowpath::MAX_QUEUES {
+            return None;
+        }
+        Some((self.slow_path - 1) * slowpath::MAX_QUEUES + queue)
+    }
+
+    /// The place in [`map::BUCKETS`] for its packets on one errand, if the slow path serves it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bucket(&self, errand: Errand) -> Option<u32> {
+        if self.slow_path == 0 {
+            return None;
+        }
+        Some((self.slow_path - 1) * Errand::COUNT + errand.number())
     }
 }
 
@@ -299,6 +335,8 @@ pub struct Node {
     /// whether the counters are still the same. Nobody but root does: it
     /// is also the ticket of a [trial].
     pub id: [u8; 16],
+    /// How far packets to the slow path are apart on the long run, those of an interface and an errand, in nanoseconds.
+    pub slow_path_interval: u32,
     /// Stands for what a later version may set besides.
     #[cfg(feature = "next-abi")]
     pub next: u32,
@@ -316,7 +354,7 @@ impl Node {
 #[cfg(not(feature = "next-abi"))]
 const _: () = {
     assert!(size_of::<Inbound>() == 12 && size_of::<Outbound>() == 8 && size_of::<OutboundKey>() == 8);
-    assert!(size_of::<Meter>() == 32 && size_of::<Port>() == 16 && size_of::<Node>() == 32);
+    assert!(size_of::<Meter>() == 32 && size_of::<Port>() == 20 && size_of::<Node>() == 36);
     assert!(size_of::<DropKey>() == 8 && size_of::<Dropped>() == 16);
 };
 const _: () = {

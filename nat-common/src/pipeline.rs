@@ -5,8 +5,8 @@ use crate::frame::Frame;
 use crate::parse::{Ipv4, Quote, Transport};
 use crate::translate::{self, Addresses};
 use crate::verdict::{Egress, Punt, Reject, Verdict};
-use crate::wire::ethernet;
 use crate::wire::ipv4::{ADDRESSES, MIN_HEADER_LEN, address, protocol};
+use crate::wire::{arp, ethernet};
 
 /// All that a packet's fate depends on besides its bytes. On the fast path: BPF maps and the kernel's FIB.
 pub trait Node {
@@ -22,8 +22,27 @@ pub trait Node {
     fn public_ip(&mut self) -> Addr;
     /// The way out.
     fn route(&mut self, query: &Query) -> Route;
+    /// Whether the slow path takes a packet whose frame has that many bytes. A node that says nothing of it has none.
+    #[inline(always)]
+    fn admit(&mut self, punt: Punt, size: usize) -> Admission {
+        let _ = (punt, size);
+        Admission::Kernel
+    }
     /// Adds a forwarded packet to a meter.
     fn bill(&mut self, meter: u32, direction: Direction, bytes: u16);
+}
+
+/// Who finishes what the fast path cannot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// The slow path takes the packet as it came.
+    Taken,
+    /// The slow path takes no more packets of this kind just now.
+    Limited,
+    /// There is no slow path, or the packet is too large for it: the kernel's own stack has to do.
+    Kernel,
+    /// This is the slow path.
+    Here,
 }
 
 /// Which way a packet goes.
@@ -84,8 +103,8 @@ struct Plan {
 /// Decides on a packet that came by the interface `ifindex`, and rewrites it if it is to leave. What is dropped or
 /// passed stays bit for bit as it came.
 ///
-/// A packet that is punted has its new addresses already, but TTL and MAC addresses as they came: a router, such as
-/// the kernel's own stack, can finish it. It is billed.
+/// One that the slow path takes stays so, too. Only where there is none it gets its new addresses ([`Verdict::Finish`]), and
+/// is billed.
 #[inline(always)]
 pub fn process<F: Frame + ?Sized, N: Node>(frame: &mut F, ifindex: u32, node: &mut N) -> Verdict {
     match decide(frame, ifindex, node) {
@@ -131,8 +150,12 @@ fn decide<F: Frame + ?Sized, N: Node>(frame: &mut F, ifindex: u32, node: &mut N)
     let port = node.port(ifindex).ok_or(Reject::PortUnknown)?;
     let ethernet = ethernet::Header(frame.at(0)?);
     let (ethertype, foreign) = (ethernet.ethertype(), ethernet.destination() != port.mac);
+    let is_group = ethernet.is_group();
+    if ethertype == ethernet::TYPE_ARP && port.is_uplink() && (is_group || !foreign) {
+        return arp(frame, node);
+    }
     // The kernel forwards nothing that came by link-layer broadcast or multicast, so it may have all of it.
-    if ethernet.is_group() {
+    if is_group {
         return Ok(Verdict::Pass);
     }
     if ethertype != ethernet::TYPE_IPV4 {
@@ -202,6 +225,23 @@ fn not_ipv4<F: Frame + ?Sized>(frame: &mut F, ethertype: u16) -> Result<Verdict,
     Ok(Verdict::Pass)
 }
 
+/// ARP about an address that is bound is the slow path's, and all other the kernel's, which answers for the node itself.
+#[inline(always)]
+fn arp<F: Frame + ?Sized, N: Node>(frame: &mut F, node: &mut N) -> Result<Verdict, Reject> {
+    let Ok(packet) = frame.at(ethernet::HEADER_LEN).map(|bytes| *bytes) else { return Ok(Verdict::Pass) };
+    let packet = arp::Packet(&packet);
+    let concerns_us = packet.is_ipv4()
+        && (node.inbound(packet.target()).is_some() || node.inbound(packet.sender()).is_some());
+    if !concerns_us {
+        return Ok(Verdict::Pass);
+    }
+    match node.admit(Punt::Arp, frame.size()) {
+        Admission::Taken | Admission::Here => Ok(Verdict::Punt(Punt::Arp)),
+        Admission::Limited => Err(Reject::SlowPathLimited),
+        Admission::Kernel => Ok(Verdict::Pass),
+    }
+}
+
 /// Whether the kernel would deliver the packet rather than forward it. It may also have no route, and then tells
 /// the sender so.
 #[inline(always)]
@@ -243,9 +283,9 @@ fn carry<F: Frame + ?Sized, N: Node>(
         // Of a packet that is too big the routing table does not say where it would go.
         route = node.route(&Query { total_len: 0, ..query });
     }
-    let (ifindex, mut verdict) = match route {
+    let (ifindex, verdict) = match route {
         Route::Via(egress) => (egress.ifindex, Verdict::Forward(egress)),
-        Route::Unresolved(ifindex) => (ifindex, Verdict::Punt(Punt::Neighbour)),
+        Route::Unresolved(ifindex) => (ifindex, Verdict::Finish(Punt::Neighbour)),
         Route::NotForwarded | Route::Unreachable => return Err(Reject::NoRoute),
         Route::Disabled => return Err(Reject::ForwardingDisabled),
         Route::TooBig | Route::Failed => return Err(Reject::FibError),
@@ -254,15 +294,20 @@ fn carry<F: Frame + ?Sized, N: Node>(
         return Err(Reject::TtlExpired);
     }
     check_egress(ifindex, into.is_some(), node)?;
-    if is_too_big {
-        verdict = Verdict::Punt(Punt::Fragment);
-    } else if matches!(verdict, Verdict::Forward(_)) && has_trailer(frame, ip) {
-        verdict = Verdict::Punt(Punt::Trailer);
-    }
-    // Nobody's packet has got a new source: the node's own, which the kernel takes from none but itself.
-    let is_nodes = plan.out_meter.is_none() && plan.addresses.source != ip.source;
-    if is_nodes && matches!(verdict, Verdict::Punt(_)) {
-        return Err(Reject::RouterError);
+    let verdict = match verdict {
+        _ if is_too_big => Verdict::Finish(Punt::Fragment),
+        Verdict::Forward(_) if has_trailer(frame, ip) => Verdict::Finish(Punt::Trailer),
+        verdict => verdict,
+    };
+    if let Verdict::Finish(punt) = verdict {
+        // Nobody's packet has got a new source: the node's own, which the kernel takes from none but itself.
+        let is_nodes = plan.out_meter.is_none() && plan.addresses.source != ip.source;
+        match node.admit(punt, frame.size()) {
+            Admission::Taken => return Ok(Verdict::Punt(punt)),
+            Admission::Limited => return Err(Reject::SlowPathLimited),
+            Admission::Kernel if is_nodes => return Err(Reject::RouterError),
+            Admission::Kernel | Admission::Here => {}
+        }
     }
 
     translate::readdress(frame, ip, &plan.transport, plan.addresses, plan.quoted)?;

@@ -9,8 +9,11 @@ pub enum Verdict {
     Forward(Egress),
     /// It is not eipnat's: untouched, to the kernel's own stack.
     Pass,
-    /// The fast path cannot finish it.
+    /// The fast path cannot finish it: untouched, to the slow path.
     Punt(Punt),
+    /// The same, but it has its new addresses already, and TTL and MAC addresses as they came: whoever gets it, the kernel's
+    /// own stack or the slow path, finishes it like any router.
+    Finish(Punt),
     /// It is dropped, untouched.
     Drop(Reject),
 }
@@ -71,7 +74,9 @@ reasons! {
         Fragment = "fragment": "The packet is larger than the next hop's MTU and may be fragmented (DF=0).",
             "Raise the MTU of the interface it leaves by, or lower the sender's.";
         Trailer = "trailer": "More bytes follow the IP packet in its frame than Ethernet's padding.",
-            "A switch or probe that appends to frames (timestamps, for one). The kernel takes it off, which is slower.";
+            "A switch or probe that appends to frames (timestamps, for one). The slow path takes it off, which costs more.";
+        Arp = "arp": "An ARP packet asks for an EIP, or claims to be its holder.",
+            "Normal where EIPs are in the uplink's own network.";
     }
 }
 
@@ -140,7 +145,15 @@ reasons! {
             "Forged errors; or a host with a large MTU that quotes whole packets.";
         RouterError = "router_error": "An ICMP error of a router without a binding, which leaves as the node's own, would have to be \
              finished by the kernel: to be fragmented, to lose a trailer, or because the next hop's MAC address is not known.",
-            "Passing: a ping from the node to its gateway makes the address known. Or give the router a binding.";
+            "Passing, and only while no daemon runs. Or give the router a binding.";
+        SlowPathLimited = "slow_path_limited": "More such packets wanted to go to the slow path than it takes in a second: those whose next hop's \
+             MAC address is not known, to be fragmented, with a trailer, or ARP.",
+            "A scan of addresses that nobody answers for, or an MTU that is too small for most. See the slow path in `eipnat stats`; \
+             slow_path.rate is the limit.";
+        NeighbourUnresolved = "neighbour_unresolved": "The next hop has not answered ARP within a second.",
+            "A VM that is off, or a wrong private address; or the gateway is down. The sender is told that the host is unreachable.";
+        SlowPathFull = "slow_path_full": "The slow path had no room: too many packets wait for neighbours, or the interface takes no more.",
+            "A scan, or an interface that is congested.";
     }
 }
 
@@ -151,7 +164,7 @@ pub enum Counter {
     Forward,
     /// [`Verdict::Pass`].
     Pass,
-    /// [`Verdict::Punt`], by reason.
+    /// [`Verdict::Punt`] and [`Verdict::Finish`], by reason.
     Punt(Punt),
     /// [`Verdict::Drop`], by reason.
     Drop(Reject),
@@ -211,12 +224,68 @@ impl Counter {
     }
 }
 
+/// What the slow path gets a packet for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Errand {
+    /// To send it on, or to answer it if it is ARP.
+    Carry(Punt),
+    /// To tell its sender why it was dropped.
+    Answer(Reject),
+}
+
+impl Errand {
+    /// Every one, in the order of their numbers.
+    pub const ALL: &'static [Self] = &[
+        Self::Carry(Punt::Neighbour),
+        Self::Carry(Punt::Fragment),
+        Self::Carry(Punt::Trailer),
+        Self::Carry(Punt::Arp),
+        Self::Answer(Reject::TtlExpired),
+        Self::Answer(Reject::MtuExceeded),
+    ];
+
+    /// How many there are.
+    #[expect(clippy::cast_possible_truncation, reason = "a handful")]
+    pub const COUNT: u32 = Self::ALL.len() as u32;
+
+    /// The errand on which the fast path would send a packet that it has judged so.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(verdict: &Verdict) -> Option<Self> {
+        match verdict {
+            Verdict::Punt(punt) => Some(Self::Carry(*punt)),
+            Verdict::Drop(reject @ (Reject::TtlExpired | Reject::MtuExceeded)) => Some(Self::Answer(*reject)),
+            _ => None,
+        }
+    }
+
+    /// Its number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Carry(punt) => punt as u32,
+            Self::Answer(Reject::MtuExceeded) => Punt::COUNT + 1,
+            Self::Answer(_) => Punt::COUNT,
+        }
+    }
+
+    /// The name of its reason.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Carry(punt) => punt.name(),
+            Self::Answer(reject) => reject.name(),
+        }
+    }
+}
+
 impl From<&Verdict> for Counter {
     fn from(verdict: &Verdict) -> Self {
         match *verdict {
             Verdict::Forward(_) => Self::Forward,
             Verdict::Pass => Self::Pass,
-            Verdict::Punt(punt) => Self::Punt(punt),
+            Verdict::Punt(punt) | Verdict::Finish(punt) => Self::Punt(punt),
             Verdict::Drop(reject) => Self::Drop(reject),
         }
     }
@@ -250,7 +319,10 @@ mod tests {
                 "append new reasons here and there, and change no other"
             );
         };
-        names(&["neighbour", "fragment", "trailer"], Punt::ALL.iter().map(|punt| punt.name()).collect());
+        names(
+            &["neighbour", "fragment", "trailer", "arp"],
+            Punt::ALL.iter().map(|punt| punt.name()).collect(),
+        );
         let drops = [
             "frame_truncated",
             "ip_header",
@@ -281,8 +353,19 @@ mod tests {
             "port_unknown",
             "icmp_oversize",
             "router_error",
+            "slow_path_limited",
+            "neighbour_unresolved",
+            "slow_path_full",
         ];
         names(&drops, Reject::ALL.iter().map(|reject| reject.name()).collect());
+    }
+
+    #[test]
+    fn every_errand_has_its_own_number() {
+        for (number, errand) in (0..).zip(Errand::ALL) {
+            assert_eq!(errand.number(), number, "{errand:?}");
+        }
+        assert!(Punt::ALL.iter().all(|punt| Errand::ALL.contains(&Errand::Carry(*punt))));
     }
 
     #[test]

@@ -23,7 +23,7 @@ struct OneBinding {
 impl Node for OneBinding {
     fn port(&mut self, ifindex: u32) -> Option<Port> {
         let role = u8::try_from(ifindex).ok().filter(|role| (1..=3).contains(role))?;
-        Some(Port { role, sysctls_before: [0; 3], mac: NODE_MAC, offloads_before: 0, padding: 0, tenant: 0 })
+        Some(Port { role, mac: NODE_MAC, ..Port::default() })
     }
 
     fn inbound(&mut self, public_ip: Addr) -> Option<Inbound> {

@@ -18,6 +18,7 @@ mod fib;
 mod frame;
 mod maps;
 mod node;
+mod slowpath;
 mod trace;
 mod trial;
 mod watch;
@@ -27,7 +28,7 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use nat_common::pipeline::{self, Direction};
-use nat_common::verdict::{Counter, Verdict};
+use nat_common::verdict::{Counter, Errand, Verdict};
 
 use crate::frame::XdpFrame;
 use crate::node::KernelNode;
@@ -48,17 +49,18 @@ fn eipnat(ctx: XdpContext) -> u32 {
         // before the pipeline may choose it, and takes it out after, so only somebody else can have taken it out.
         Verdict::Forward(egress) => maps::EGRESS.redirect(egress.ifindex, 0).unwrap_or(XDP_DROP),
         // The kernel finishes what it got translated: it asks for the neighbour, or fragments.
-        Verdict::Pass | Verdict::Punt(_) => XDP_PASS,
+        Verdict::Pass | Verdict::Finish(_) => XDP_PASS,
+        // Nobody's packet: what has become of it is told.
+        _ if watch.is_trial() => XDP_DROP,
+        Verdict::Punt(punt) => slowpath::hand_over(&ctx, Errand::Carry(punt)),
         Verdict::Drop(reject) => {
-            if !watch.is_trial() {
-                frame.log_drop(&ctx, reject);
-                // SAFETY: the context is the one that the program was called with.
-                unsafe {
-                    eipnat_remember_drop(ctx.ctx, reject as u32, 1);
-                    eipnat_remember_drop(ctx.ctx, reject as u32, 0);
-                }
+            frame.log_drop(&ctx, reject);
+            // SAFETY: the context is the one that the program was called with.
+            unsafe {
+                eipnat_remember_drop(ctx.ctx, reject as u32, 1);
+                eipnat_remember_drop(ctx.ctx, reject as u32, 0);
             }
-            XDP_DROP
+            Errand::of(&verdict).map_or(XDP_DROP, |errand| slowpath::have_answered(&ctx, errand))
         }
     }
 }

@@ -1,8 +1,6 @@
 //! The BPF maps. Names, keys and values are nat-common's; sizes that depend on the configuration are set by the
 //! daemon when it creates them.
 
-use core::arch::asm;
-
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use aya_ebpf::macros::map;
@@ -15,6 +13,7 @@ use nat_common::abi::{
 use nat_common::pipeline::Direction;
 use nat_common::verdict::Counter;
 
+use crate::slowpath::add_one;
 use crate::watch::Watch;
 
 /// Stands here for sizes that the daemon sets.
@@ -123,15 +122,9 @@ pub(crate) fn remember_drop(address: Addr, is_bound: bool, reason: u32) {
         let _ = drops.insert(key, Dropped { packets: 1, last: now }, 0);
         return;
     };
-    // SAFETY: elements of this map stay memory of its values, whoever they are reused for; every CPU adds atomically, for
-    // which core has no function on this target.
+    // SAFETY: elements of this map stay memory of its values, whoever they are reused for, and every CPU adds atomically.
     unsafe {
-        asm!(
-            "lock *(u64 *)({packets} + 0) += {one}",
-            packets = in(reg) &raw mut (*dropped).packets,
-            one = in(reg) 1_u64,
-            options(nostack, preserves_flags),
-        );
+        add_one(&raw mut (*dropped).packets);
         (*dropped).last = now;
     }
 }

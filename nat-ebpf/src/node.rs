@@ -1,11 +1,14 @@
 //! What the pipeline asks its surroundings: maps, and the kernel's FIB.
 
+use aya_ebpf::EbpfContext as _;
 use aya_ebpf::programs::XdpContext;
+use aya_log_ebpf::debug;
 use nat_common::abi::{Addr, AddressKind, Inbound, Outbound, OutboundKey, Port};
-use nat_common::pipeline::{Direction, Node, Query, Route};
+use nat_common::pipeline::{Admission, Direction, Node, Query, Route};
+use nat_common::verdict::Punt;
 
 use crate::watch::Watch;
-use crate::{fib, maps};
+use crate::{fib, maps, slowpath};
 
 /// The node that this program runs on.
 pub(crate) struct KernelNode<'a> {
@@ -48,7 +51,18 @@ impl Node for KernelNode<'_> {
 
     #[inline(always)]
     fn route(&mut self, query: &Query) -> Route {
-        fib::route(self.ctx, query).0
+        // SAFETY: the context is the one that the program was called with.
+        let (result, fib) = unsafe { fib::ask(self.ctx.as_ptr(), query) };
+        let route = fib::route(result, &fib);
+        if matches!(route, Route::Failed) {
+            debug!(self.ctx, "bpf_fib_lookup: {}", result);
+        }
+        route
+    }
+
+    #[inline(always)]
+    fn admit(&mut self, punt: Punt, size: usize) -> Admission {
+        slowpath::admit(self.ctx, punt, size, self.watch)
     }
 
     #[inline(always)]

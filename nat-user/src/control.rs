@@ -15,7 +15,9 @@ use nat_common::abi::Meter;
 use self::usage::Bill;
 pub use self::usage::settle;
 use crate::config::{self, KeyError};
-use crate::dataplane::{AddressDrops, Binding, Dataplane, Half, Mended, Owner, Owners, Port, Verdicts};
+use crate::dataplane::{
+    AddressDrops, Binding, Dataplane, Half, Mended, Owner, Owners, Port, Verdicts, slow_path,
+};
 use crate::explain;
 use crate::model::{Carried, Change, Closing, Command, ImportError, Line, Model, Record, Refusal, Subject};
 use crate::reconcile::{self, Patrol};
@@ -292,6 +294,14 @@ impl Control {
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
         self.fault.iter().chain(&self.drift).cloned().collect()
+    }
+
+    /// How the slow path does.
+    ///
+    /// # Errors
+    /// If its counters cannot be read.
+    pub fn slow_path(&self) -> anyhow::Result<slow_path::Report> {
+        self.dataplane.slow_path()
     }
 
     /// How often something was mended that the datapath stands on.

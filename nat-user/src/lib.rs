@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod model;
 pub mod packet;
 pub mod reconcile;
+pub mod slowpath;
 pub mod store;
 #[cfg(test)]
 mod testing;

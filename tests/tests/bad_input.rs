@@ -30,6 +30,9 @@ const MISTAKES: &[Mistake] = &[
     ("203.0.113.0/24\"]", "203.0.113.0/33\"]", "pool[0].cidrs"),
     // It holds the node's own address.
     ("203.0.113.0/24\"]", "198.51.100.0/24\"]", "pool[0].cidrs"),
+    // It is the node's gateway.
+    ("203.0.113.0/24\"]", "198.51.100.1/32\"]", "pool[0].cidrs"),
+    ("[store]", "[slow_path]\nrate = 0\n[store]", "slow_path.rate"),
     ("203.0.113.0/24\"]", "203.0.113.5/24\"]", "pool[0].cidrs"),
     ("reuse_delay = \"60s\"", "reuse_delay = \"soon\"", "pool[0].reuse_delay"),
     ("name = \"default\"", "name = \"De Fault\"", "pool[0].name"),

@@ -117,9 +117,9 @@ impl Difference<'_> {
             // The kernel finishes it, if it has nothing against options or source.
             Expect::Punt(Punt::Trailer, ..) => self.ours.len() <= 1,
             // Nobody answers the kernel that asks for the neighbour. Nothing here is too large.
-            Expect::Punt(Punt::Neighbour | Punt::Fragment, ..) | Expect::Pass | Expect::Drop(_) => {
-                self.ours.is_empty()
-            }
+            Expect::Punt(Punt::Neighbour | Punt::Fragment | Punt::Arp, ..)
+            | Expect::Pass
+            | Expect::Drop(_) => self.ours.is_empty(),
         }
     }
 

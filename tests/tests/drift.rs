@@ -122,7 +122,8 @@ fn an_interface_goes_and_comes_back() -> Result<()> {
             let links: Vec<String> =
                 pins(bed.daemon.config())?.into_iter().filter(|pin| pin.starts_with("link_")).collect();
             assert_eq!(links.len(), 2, "a link of the old interface stays: {links:?}");
-            let ports: HashMap<_, u32, [u8; 16]> = Map::HashMap(map(bed, "PORTS")?).try_into()?;
+            let ports: HashMap<_, u32, [u8; size_of::<Port>()]> =
+                Map::HashMap(map(bed, "PORTS")?).try_into()?;
             assert!(ports.get(&before, 0).is_err(), "the old interface is still known");
             assert_eq!(bed.lab.programs()?.len(), 2);
             Ok(())
@@ -293,7 +294,8 @@ fn sysctls_are_changed() -> Result<()> {
 fn entries_of_the_maps_are_changed() -> Result<()> {
     Bed::run(Setup::default(), |bed| {
         let index = index_of(bed, "dn0")?;
-        let mut ports: HashMap<_, u32, [u8; 16]> = Map::HashMap(map(bed, "PORTS")?).try_into()?;
+        let mut ports: HashMap<_, u32, [u8; size_of::<Port>()]> =
+            Map::HashMap(map(bed, "PORTS")?).try_into()?;
         let mut egress: DevMapHash<_> = Map::DevMapHash(map(bed, "EGRESS")?).try_into()?;
         let mut addresses: LpmTrie<_, [u8; 4], u32> = Map::LpmTrie(map(bed, "ADDRESSES")?).try_into()?;
         let mut node: Array<_, [u8; size_of::<Node>()]> = Map::Array(map(bed, "NODE")?).try_into()?;

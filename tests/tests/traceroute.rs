@@ -4,17 +4,14 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Result, ensure};
 use tests::lab::{
-    Bed, Capture, Chain, EIP1, EIP2, INNER_ROUTER, INTERNET, INTERNET_DEVICE, NODE_UP, Namespace, Probe,
-    Setup, Side, VM2, traceroute,
+    Bed, Capture, Chain, EIP1, EIP2, INNER_ROUTER, INTERNET, INTERNET_DEVICE, NODE_DOWN, NODE_UP, Namespace,
+    Probe, Setup, Side, VM2, traceroute,
 };
 
 const PROBES: [Probe; 3] = [Probe::Udp, Probe::Icmp, Probe::Tcp];
 
 /// Time exceeded in transit.
 const TIME_EXCEEDED: [u8; 2] = [11, 0];
-
-/// The node does not answer yet when a TTL ends at it: it drops the packet and counts it.
-const NODE: Option<Ipv4Addr> = None;
 
 /// A host behind two private routers, which has [`EIP1`], and one behind two routers of the internet.
 fn with_routers(test: impl FnOnce(&Bed, &Chain, &Chain) -> Result<()>) -> Result<()> {
@@ -60,10 +57,9 @@ fn hops_are(
 #[test]
 fn from_the_internet_private_routers_show_as_the_node() -> Result<()> {
     with_routers(|bed, _, outside| {
-        let hops =
-            [Some(outside.away(2)), Some(outside.away(1)), NODE, Some(NODE_UP), Some(NODE_UP), Some(EIP1)];
+        let hops = [outside.away(2), outside.away(1), NODE_UP, NODE_UP, NODE_UP, EIP1].map(Some);
         let complained = hops_are(bed, &outside.host, EIP1, &hops)?;
-        ensure!(complained == [NODE_UP; 2 * PROBES.len()], "{complained:?}");
+        ensure!(complained == [NODE_UP; 3 * PROBES.len()], "{complained:?}");
         Ok(())
     })
 }
@@ -72,11 +68,10 @@ fn from_the_internet_private_routers_show_as_the_node() -> Result<()> {
 fn from_the_internet_a_router_with_a_binding_shows_as_its_eip() -> Result<()> {
     with_routers(|bed, _, outside| {
         bed.daemon.bind(EIP2, INNER_ROUTER)?;
-        let hops =
-            [Some(outside.away(2)), Some(outside.away(1)), NODE, Some(EIP2), Some(NODE_UP), Some(EIP1)];
+        let hops = [outside.away(2), outside.away(1), NODE_UP, EIP2, NODE_UP, EIP1].map(Some);
         let complained = hops_are(bed, &outside.host, EIP1, &hops)?;
         let of = |address| complained.iter().filter(|by| **by == address).count();
-        ensure!((of(EIP2), of(NODE_UP)) == (PROBES.len(), PROBES.len()), "{complained:?}");
+        ensure!((of(EIP2), of(NODE_UP)) == (PROBES.len(), 2 * PROBES.len()), "{complained:?}");
         Ok(())
     })
 }
@@ -87,7 +82,7 @@ fn from_a_vm_every_router_of_the_internet_shows() -> Result<()> {
         let hops = [
             Some(inside.away(2)),
             Some(inside.away(1)),
-            NODE,
+            Some(NODE_DOWN),
             Some(INTERNET),
             Some(outside.near(2)),
             Some(outside.address()),
@@ -103,8 +98,7 @@ fn from_a_vm_every_router_of_the_internet_shows() -> Result<()> {
 fn from_a_neighbour_private_routers_show_as_the_node() -> Result<()> {
     with_routers(|bed, _, _| {
         bed.daemon.bind(EIP2, VM2)?;
-        let complained =
-            hops_are(bed, &bed.lab.vm2, EIP1, &[NODE, Some(NODE_UP), Some(NODE_UP), Some(EIP1)])?;
+        let complained = hops_are(bed, &bed.lab.vm2, EIP1, &[NODE_DOWN, NODE_UP, NODE_UP, EIP1].map(Some))?;
         ensure!(complained.is_empty(), "the internet has seen the neighbours' business: {complained:?}");
         Ok(())
     })

@@ -13,7 +13,7 @@ use crate::test::{Outcome, root, status};
 const DIRECTORY: &str = "nat-common/fuzz";
 
 /// Each, and for how many seconds it runs.
-const TARGETS: [(&str, u32); 3] = [("parse", 6), ("translate", 6), ("pipeline", 12)];
+const TARGETS: [(&str, u32); 4] = [("parse", 6), ("translate", 6), ("pipeline", 12), ("rings", 6)];
 
 /// Fewest inputs that each has to try: a hundredth of what the slowest does in its time on two busy cores, and many
 /// times those that it begins with.

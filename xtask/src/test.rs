@@ -94,7 +94,7 @@ fn clippy() -> anyhow::Result<Outcome> {
 fn clippy_ebpf() -> anyhow::Result<Outcome> {
     let mut command = cargo();
     command
-        .args(["clippy", "--locked", "--package", "nat-ebpf", "--bin", "eipnat-xdp", "--features", "program"])
+        .args(["clippy", "--locked", "--package", "nat-ebpf", "--bins", "--features", "program"])
         .args(["--target-dir"])
         .arg(target_dir()?.join("ebpf-lint"))
         .args(["--", "-D", "warnings"])

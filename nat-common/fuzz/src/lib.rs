@@ -1,4 +1,4 @@
-//! What the fuzzers ask of the translator, for any bytes whatever. Each function takes a fuzzer's input and panics if
+//! What the fuzzers ask of the translator and of the slow path's rings, for any bytes whatever. Each function takes a fuzzer's input and panics if
 //! something is wrong.
 //!
 //! An input's first byte says which checksums are computed anew before the packet is tried (`MEND`). A fuzzer that
@@ -23,6 +23,15 @@ use nat_common::verdict::Egress;
 use tests::fixtures::world::{Link, VM1, VM2, X};
 use tests::fixtures::{self, HostNode, mend_header, mend_message, mend_quote};
 use tests::reference;
+
+/// The slow path's bookkeeping of frames, without anything that takes a kernel.
+#[expect(dead_code, reason = "only what can lose a frame is driven")]
+mod slowpath {
+    #[path = "../../../../nat-user/src/slowpath/frames.rs"]
+    pub(crate) mod frames;
+    #[path = "../../../../nat-user/src/slowpath/kernel.rs"]
+    pub(crate) mod kernel;
+}
 
 /// A checksum that an input can ask for, and how it is computed in an IPv4 packet.
 type Mend = (u8, fn(&mut [u8]));
@@ -187,5 +196,20 @@ pub fn pipeline(data: &[u8]) {
             assert!(outcome == expected, "expected {expected}\nbut got {outcome}");
         }
         Err(error) => panic!("{error}"),
+    }
+}
+
+/// Frames of a socket under any steps of kernel and worker: none is lost, and none has two holders.
+///
+/// # Panics
+/// If one is.
+pub fn rings(input: &[u8]) {
+    let [count, to_receive, steps @ ..] = input else { return };
+    let count = u32::from(count % 20) + 1;
+    let mut kernel = slowpath::kernel::Kernel::default();
+    let mut frames = slowpath::frames::Frames::new(count, u32::from(*to_receive) % (count + 1));
+    for step in steps.chunks_exact(2) {
+        slowpath::kernel::Step::of(step[0], step[1]).take(&mut frames, &mut kernel);
+        kernel.check(&frames, count).expect("every frame has one holder");
     }
 }

@@ -42,8 +42,7 @@ impl Outcome {
     pub const MAGIC: u32 = 0x4549_504e;
 }
 
-/// A question to the kernel's FIB: what a [`Query`](crate::pipeline::Query) is, as a packet for the program `eipnat_fib`. The
-/// interface that the packet came by is the trial's.
+/// A question to the kernel's FIB: what a [`Query`](crate::pipeline::Query) is, as a packet for the program `eipnat_fib`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct FibQuestion {
@@ -57,8 +56,10 @@ pub struct FibQuestion {
     pub tos: u8,
     /// IP protocol.
     pub protocol: u8,
-    /// Zero. A packet has at least 14 bytes, and the answer is no longer than the question.
-    pub padding: [u8; 20],
+    /// Index of the interface that the packet came by.
+    pub ifindex: u32,
+    /// Zero. The answer is no longer than the question.
+    pub padding: [u8; 16],
 }
 
 /// The FIB's answer, in the place of the question: a [`Route`].
@@ -75,8 +76,10 @@ pub struct FibAnswer {
     source: Mac,
     /// The next hop's address: the gateway's, or the destination itself. All zero if it is no IPv4 address.
     pub next_hop: Addr,
+    /// The most that the way out takes, in bytes of an IP packet; 0 where the kernel does not tell.
+    pub mtu: u32,
     /// Zero.
-    padding: [u8; 8],
+    padding: [u8; 4],
 }
 
 impl FibAnswer {
@@ -91,7 +94,7 @@ impl FibAnswer {
     /// A route as an answer.
     #[inline(always)]
     #[must_use]
-    pub const fn of(route: &Route, next_hop: Addr) -> Self {
+    pub const fn of(route: &Route, next_hop: Addr, mtu: u32) -> Self {
         let (kind, ifindex, destination, source) = match *route {
             Route::Via(egress) => (Self::VIA, egress.ifindex, egress.destination, egress.source),
             Route::Unresolved(ifindex) => (Self::UNRESOLVED, ifindex, [0; 6], [0; 6]),
@@ -101,7 +104,7 @@ impl FibAnswer {
             Route::Unreachable => (Self::UNREACHABLE, 0, [0; 6], [0; 6]),
             Route::Failed => (Self::FAILED, 0, [0; 6], [0; 6]),
         };
-        Self { kind, ifindex, destination, source, next_hop, padding: [0; 8] }
+        Self { kind, ifindex, destination, source, next_hop, mtu, padding: [0; 4] }
     }
 
     /// The route; `None` if this is no answer.
@@ -144,7 +147,7 @@ mod tests {
             Route::Unreachable,
             Route::Failed,
         ] {
-            assert_eq!(FibAnswer::of(&route, [192, 0, 2, 1]).route(), Some(route));
+            assert_eq!(FibAnswer::of(&route, [192, 0, 2, 1], 1500).route(), Some(route));
         }
         assert_eq!(FibAnswer::zeroed().route(), None);
     }

@@ -15,6 +15,9 @@ pub const SLACK: usize = 4;
 /// The type of IPv4 (RFC 894).
 pub const TYPE_IPV4: u16 = 0x0800;
 
+/// The type of ARP (RFC 826).
+pub const TYPE_ARP: u16 = 0x0806;
+
 /// Types of a VLAN tag (IEEE 802.1Q and 802.1ad).
 pub const TYPE_VLAN: [u16; 2] = [0x8100, 0x88a8];
 

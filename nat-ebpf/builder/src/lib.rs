@@ -26,10 +26,10 @@ pub use toolchain::{
 pub const TARGET: &str =
     if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
 
-/// Name of the program: the binary of package `nat-ebpf`, and the file that [`build`] makes.
-pub const PROGRAM: &str = "eipnat-xdp";
+/// Names of the programs: the binaries of package `nat-ebpf`, and the files that [`build`] makes.
+pub const PROGRAMS: [&str; 2] = ["eipnat-xdp", "eipnat-fib"];
 
-/// What the program is made from, relative to the workspace's root: when one of these changes, it is out of date.
+/// What the programs are made from, relative to the workspace's root: when one of these changes, they are out of date.
 pub const SOURCES: [&str; 7] = [
     "Cargo.lock",
     "Cargo.toml",
@@ -40,14 +40,14 @@ pub const SOURCES: [&str; 7] = [
     "nat-ebpf/builder/src",
 ];
 
-/// Compiles the program of the workspace at `root`, with further features of the package, and returns the path of the
-/// object file.
+/// Compiles the programs of the workspace at `root`, with further features of the package, and returns the directory of the
+/// object files.
 ///
 /// `target_dir` must not be one that a cargo which waits for this call is building in: two cargos in one target
 /// directory lock each other out. [`shared_target_dir`] gives a suitable one.
 ///
 /// # Errors
-/// When cargo cannot be started or the program does not compile. What the compiler had to say about it went to
+/// When cargo cannot be started or a program does not compile. What the compiler had to say about it went to
 /// stderr.
 pub fn build(
     toolchain: &Toolchain,
@@ -66,8 +66,7 @@ pub fn build(
             "--release",
             "--package",
             "nat-ebpf",
-            "--bin",
-            PROGRAM,
+            "--bins",
             "--features",
             &[&["program"], features].concat().join(","),
         ])
@@ -92,7 +91,7 @@ pub fn build(
     if !status.success() {
         bail!("the XDP program does not compile with {toolchain}");
     }
-    Ok(target_dir.join(TARGET).join("release").join(PROGRAM))
+    Ok(target_dir.join(TARGET).join("release"))
 }
 
 /// A target directory of its own for the program, shared by all profiles of the workspace, so that a debug and a

@@ -38,8 +38,10 @@ pub(super) async fn status(State(control): State<Shared>) -> Answer<types::Statu
     responses((status = OK, body = types::Stats), (status = "default", body = types::Failure))
 )]
 pub(super) async fn stats(State(control): State<Shared>) -> Answer<types::Stats> {
-    let verdicts = control::call(&control, |control| control.verdicts()).await??;
-    Ok(Json((&verdicts).into()))
+    let stats = |control: &mut Control| -> anyhow::Result<types::Stats> {
+        Ok(types::Stats::of(&control.verdicts()?, &control.slow_path()?))
+    };
+    Ok(Json(control::call(&control, stats).await??))
 }
 
 /// The EIPs that carry most just now: what they have carried within an interval, at whose end the answer comes.

@@ -1,5 +1,6 @@
 //! The JSON that the API speaks.
 
+mod slow_path;
 mod top;
 mod usage;
 
@@ -14,6 +15,7 @@ use utoipa::ToSchema;
 use crate::control::Control;
 use crate::dataplane::{self, Port};
 use crate::model::{self, Carried, Model, Name};
+pub use slow_path::{Claim, Frames, Lost, SlowPath, SlowPathReason, Socket};
 pub use top::{PacketRates, Rates, SortBy, Top, TopQuery, TopRow};
 pub use usage::{Instant, UsagePage, UsageQuery, UsageRow};
 
@@ -179,13 +181,17 @@ impl From<model::PoolUsage<'_>> for Pool {
 /// Packets by what became of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Stats {
-    /// All packets, each counted once.
+    /// Packets by what the fast path did with them, each counted once; and among the dropped ones those that it has left to
+    /// the slow path and that died there.
     pub verdicts: Verdicts,
     /// Those left to the slow path by reason; every reason is there.
     #[serde(default)]
     pub punts: BTreeMap<String, u64>,
-    /// The dropped ones by reason; every reason is there.
+    /// The dropped ones by reason; every reason is there. Those that died in the slow path are among them.
     pub drops: BTreeMap<String, u64>,
+    /// What the slow path has made of what it got.
+    #[serde(default)]
+    pub slow_path: SlowPath,
 }
 
 /// Packets by verdict.
@@ -209,8 +215,10 @@ impl Verdicts {
     }
 }
 
-impl From<&dataplane::Verdicts> for Stats {
-    fn from(verdicts: &dataplane::Verdicts) -> Self {
+impl Stats {
+    /// What the datapath has counted.
+    #[must_use]
+    pub fn of(verdicts: &dataplane::Verdicts, slow_path: &dataplane::slow_path::Report) -> Self {
         Self {
             verdicts: Verdicts {
                 forward: verdicts.forward,
@@ -220,6 +228,7 @@ impl From<&dataplane::Verdicts> for Stats {
             },
             punts: by_name(verdicts.punts.iter().map(|(reason, packets)| (reason.name(), *packets))),
             drops: by_name(verdicts.drops.iter().map(|(reason, packets)| (reason.name(), *packets))),
+            slow_path: slow_path.into(),
         }
     }
 }

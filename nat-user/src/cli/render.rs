@@ -8,7 +8,9 @@ use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{DecimalBytes, HumanCount};
 use nat_common::verdict::{Punt, Reject};
 
-use crate::api::types::{AddressDrops, Counters, Eip, EipState, Pool, Repairs, Stats, Status, UsageRow, Vm};
+use crate::api::types::{
+    AddressDrops, Counters, Eip, EipState, Pool, Repairs, SlowPath, Stats, Status, UsageRow, Vm,
+};
 
 pub(super) fn status(status: &Status) -> String {
     let mut facts = vec![
@@ -122,7 +124,37 @@ pub(super) fn stats(stats: &Stats, explain: bool) -> String {
         let reason = Reject::ALL.iter().find(|reason| reason.name() == name);
         reason.map(|reason| [reason.meaning(), reason.remedy()])
     });
-    [Some(verdicts), punts, drops].into_iter().flatten().collect::<Vec<_>>().join("\n")
+    let slow_path = slow_path(&stats.slow_path);
+    [Some(verdicts), punts, drops, slow_path].into_iter().flatten().collect::<Vec<_>>().join("\n")
+}
+
+/// What has come to the slow path, if anything has, and who else claims EIPs.
+fn slow_path(slow_path: &SlowPath) -> Option<String> {
+    let used = slow_path.reasons.iter().filter(|(_, reason)| reason.sent + reason.limited > 0);
+    let rows: Vec<[String; 7]> = used
+        .map(|(name, reason)| {
+            let [sent, limited, received, carried, answered, unanswered] = [
+                reason.sent,
+                reason.limited,
+                reason.received,
+                reason.carried,
+                reason.answered,
+                reason.unanswered,
+            ]
+            .map(|count| HumanCount(count).to_string());
+            [name.clone(), sent, limited, received, carried, answered, unanswered]
+        })
+        .collect();
+    let header = ["SLOW PATH", "SENT", "LIMITED", "RECEIVED", "CARRIED", "ANSWERED", "UNANSWERED"];
+    let packets = (!rows.is_empty()).then(|| table(Some(header), rows, &[1, 2, 3, 4, 5, 6]));
+    let claims = slow_path
+        .claims
+        .iter()
+        .map(|claim| [claim.eip.to_string(), claim.mac.clone(), format!("{} s", claim.seconds_ago)]);
+    let claims =
+        (!slow_path.claims.is_empty()).then(|| table(Some(["EIP", "ALSO CLAIMED BY", "AGO"]), claims, &[]));
+    let parts: Vec<String> = [packets, claims].into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| parts.join("\n"))
 }
 
 /// The reasons that have counted something, most first; with explanations all of them.

@@ -11,7 +11,7 @@ use ipnet::Ipv4Net;
 
 use super::{
     Api, Config, DEFAULT_PIN_PATH, DEFAULT_RATE, DEFAULT_SOCKET, DEFAULT_STORE_PATH, Datapath, KeyError,
-    MAX_ACTIVE_WINDOW, MAX_BINDINGS, Metrics, Mode, Series, Usage, raw,
+    MAX_ACTIVE_WINDOW, MAX_BINDINGS, Metrics, Mode, Series, SlowPath, Usage, raw,
 };
 use crate::model::{Name, PoolSpec, Quota, Spec, unusable};
 
@@ -28,6 +28,12 @@ const MIN_INTERVAL: Duration = Duration::from_mins(1);
 const DAY: Duration = Duration::from_hours(24);
 /// Ten years.
 const MAX_RETENTION: Duration = Duration::from_hours(87_660);
+/// More would be no protection: a packet takes some microseconds there.
+const MAX_SLOW_RATE: u32 = 100_000;
+
+/// kernel: `CONFIG_NR_CPUS` is nowhere more.
+const MAX_CPUS: u32 = 8192;
+
 const MAX_REUSE_DELAY: Duration = Duration::from_hours(365 * 24);
 
 /// Gives the file its meaning.
@@ -38,7 +44,7 @@ pub(super) fn config(raw: raw::Raw) -> Result<Config> {
     let public_ip = raw.node.public_ip.map(|text| public_ip(&text, &pools)).transpose()?;
     Ok(Config {
         node_name: name("node.name", raw.node.name.as_deref().unwrap_or("nat-1"))?,
-        datapath: datapath(raw.datapath, public_ip)?,
+        datapath: datapath(raw.datapath, slow_path(&raw.slow_path)?, public_ip)?,
         store_path: absolute("store.path", raw.store.path, DEFAULT_STORE_PATH)?,
         api: api(raw.api)?,
         metrics: metrics(&raw.metrics)?,
@@ -47,7 +53,7 @@ pub(super) fn config(raw: raw::Raw) -> Result<Config> {
     })
 }
 
-fn datapath(raw: raw::Datapath, public_ip: Option<Ipv4Addr>) -> Result<Datapath> {
+fn datapath(raw: raw::Datapath, slow_path: SlowPath, public_ip: Option<Ipv4Addr>) -> Result<Datapath> {
     interfaces("datapath.uplinks", &raw.uplinks, "internet")?;
     interfaces("datapath.downlinks", &raw.downlinks, "VMs")?;
     let count = raw.uplinks.iter().chain(&raw.downlinks).collect::<BTreeSet<_>>().len();
@@ -78,7 +84,40 @@ fn datapath(raw: raw::Datapath, public_ip: Option<Ipv4Addr>) -> Result<Datapath>
         max_bindings,
         pin_path: absolute("datapath.pin_path", raw.pin_path, DEFAULT_PIN_PATH)?,
         public_ip,
+        slow_path,
         replace_program: false,
+    })
+}
+
+fn slow_path(raw: &raw::SlowPath) -> Result<SlowPath> {
+    let default = SlowPath::default();
+    let rate = |key: &str, wanted: Option<i64>, default: NonZeroU32, most: u32| {
+        let wanted = wanted.unwrap_or(default.get().into());
+        let rate = u32::try_from(wanted).ok().filter(|rate| *rate <= most).and_then(NonZeroU32::new);
+        rate.ok_or_else(|| {
+            let what = format!("{wanted} is out of range; write packets a second, from 1 to {most}");
+            KeyError::new(format!("slow_path.{key}"), what)
+        })
+    };
+    let cpu = raw.cpu.map(|cpu| {
+        u32::try_from(cpu).ok().filter(|cpu| *cpu < MAX_CPUS).ok_or_else(|| {
+            let what = format!(
+                "{cpu} is no CPU; write the number of one, as in /proc/cpuinfo, or leave the key out"
+            );
+            KeyError::new("slow_path.cpu", what)
+        })
+    });
+    Ok(SlowPath {
+        rate: rate("rate", raw.rate, default.rate, MAX_SLOW_RATE)?,
+        icmp_rate: rate("icmp_rate", raw.icmp_rate, default.icmp_rate, MAX_SLOW_RATE)?,
+        icmp_rate_to_one: rate(
+            "icmp_rate_to_one",
+            raw.icmp_rate_to_one,
+            default.icmp_rate_to_one,
+            MAX_SLOW_RATE,
+        )?,
+        cpu: cpu.transpose()?,
+        zero_copy: raw.zero_copy.unwrap_or(default.zero_copy),
     })
 }
 

@@ -71,6 +71,38 @@ pub struct Datapath {
     pub replace_program: bool,
     /// Source of ICMP errors that private routers without a public address send (RFC 5508, REQ-5c).
     pub public_ip: Option<Ipv4Addr>,
+    /// What the fast path cannot do.
+    pub slow_path: SlowPath,
+}
+
+/// What the fast path cannot do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlowPath {
+    /// Most packets a second that an interface sends there for one reason. As many may come at once.
+    pub rate: NonZeroU32,
+    /// Most ICMP errors a second that the node makes.
+    pub icmp_rate: NonZeroU32,
+    /// Most of them to one destination.
+    pub icmp_rate_to_one: NonZeroU32,
+    /// The CPU that its thread stays on; the last if there is none.
+    pub cpu: Option<u32>,
+    /// Whether drivers that can do it write into the sockets' memory. It makes the fast path copy what it forwards.
+    pub zero_copy: bool,
+}
+
+impl Default for SlowPath {
+    fn default() -> Self {
+        const fn rate(rate: u32) -> NonZeroU32 {
+            NonZeroU32::new(rate).expect("not zero")
+        }
+        Self {
+            rate: rate(1000),
+            icmp_rate: rate(1000),
+            icmp_rate_to_one: rate(100),
+            cpu: None,
+            zero_copy: false,
+        }
+    }
 }
 
 /// How the XDP program is attached.

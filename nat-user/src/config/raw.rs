@@ -13,6 +13,11 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("datapath.mode", r#""auto""#),
     ("datapath.max_bindings", "1048576"),
     ("datapath.pin_path", r#""/sys/fs/bpf/eipnat""#),
+    ("slow_path.rate", "1000"),
+    ("slow_path.icmp_rate", "1000"),
+    ("slow_path.icmp_rate_to_one", "100"),
+    ("slow_path.cpu", "1"),
+    ("slow_path.zero_copy", "false"),
     ("store.path", r#""/var/lib/eipnat""#),
     ("api.socket", r#""/run/eipnat/api.sock""#),
     ("api.group", r#""eipnat""#),
@@ -46,6 +51,7 @@ const TOML_WORDS: [(&str, &str); 4] = [
 pub(super) struct Raw {
     pub(super) node: Node,
     pub(super) datapath: Datapath,
+    pub(super) slow_path: SlowPath,
     pub(super) store: Store,
     pub(super) api: Api,
     pub(super) metrics: Metrics,
@@ -85,6 +91,16 @@ pub(super) struct Datapath {
     pub(super) mode: Option<String>,
     pub(super) max_bindings: Option<i64>,
     pub(super) pin_path: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, expecting = "a table")]
+pub(super) struct SlowPath {
+    pub(super) rate: Option<i64>,
+    pub(super) icmp_rate: Option<i64>,
+    pub(super) icmp_rate_to_one: Option<i64>,
+    pub(super) cpu: Option<i64>,
+    pub(super) zero_copy: Option<bool>,
 }
 
 #[derive(Default, Deserialize)]
@@ -169,6 +185,7 @@ fn unknown_key(key: &str) -> KeyError {
         vec![
             "[node]",
             "[datapath]",
+            "[slow_path]",
             "[store]",
             "[api]",
             "[metrics]",

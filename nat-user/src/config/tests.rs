@@ -60,7 +60,7 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "[node]",
         "[nodes]",
         "nodes: unknown key; correct or remove it \
-         (known here: [node], [datapath], [store], [api], [metrics], [usage], [quota], [[account]], [[pool]])",
+         (known here: [node], [datapath], [slow_path], [store], [api], [metrics], [usage], [quota], [[account]], [[pool]])",
     ),
     (
         r#"name = "other""#,
@@ -138,6 +138,16 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "datapath.downlinks: missing; name at least one interface that faces the VMs",
     ),
     // The rest of the datapath.
+    (
+        "[store]",
+        "[slow_path]\nrate = 0\n[store]",
+        "slow_path.rate: 0 is out of range; write packets a second, from 1 to 100000",
+    ),
+    (
+        "[store]",
+        "[slow_path]\ncpu = -1\n[store]",
+        "slow_path.cpu: -1 is no CPU; write the number of one, as in /proc/cpuinfo, or leave the key out",
+    ),
     (r#""auto""#, r#""fast""#, r#"datapath.mode: "fast" is not a mode; write "auto", "native" or "generic""#),
     ("1048576", "0", "datapath.max_bindings: 0 is out of range; write a number from 1 to 16777216"),
     (

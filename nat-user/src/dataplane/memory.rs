@@ -13,7 +13,9 @@ use nat_common::verdict::{Punt, Reject};
 
 pub use self::trials::Trace;
 use super::trace::Tracer;
-use super::{AddressDrops, Binding, Dataplane, Half, Mended, Mode, Owners, Place, Port, Role, Verdicts};
+use super::{
+    AddressDrops, Binding, Dataplane, Half, Mended, Mode, Owners, Place, Port, Role, Verdicts, slow_path,
+};
 use crate::model;
 
 /// A call that changed something.
@@ -60,6 +62,8 @@ pub struct State {
     pub drift: Mended,
     /// What it reports.
     pub trace: Trace,
+    /// What it says of its slow path.
+    pub slow_path: slow_path::Report,
     /// Whether something was removed or replaced since the last [`Dataplane::quiesce`].
     unsettled: bool,
 }
@@ -86,6 +90,7 @@ impl MemoryDataplane {
             active: false,
             drift: Mended::default(),
             trace: Trace::default(),
+            slow_path: slow_path::Report::default(),
             unsettled: false,
         })))
     }
@@ -215,6 +220,10 @@ impl Dataplane for MemoryDataplane {
 
     fn verdicts(&self) -> anyhow::Result<Verdicts> {
         Ok(self.state().verdicts.clone())
+    }
+
+    fn slow_path(&self) -> anyhow::Result<slow_path::Report> {
+        Ok(self.state().slow_path.clone())
     }
 
     fn ports(&self) -> Vec<Port> {

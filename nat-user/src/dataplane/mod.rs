@@ -2,6 +2,7 @@
 //! ([`memory`]).
 
 pub mod memory;
+pub mod slow_path;
 pub mod trace;
 pub mod trial;
 pub mod xdp;
@@ -18,6 +19,7 @@ use utoipa::ToSchema;
 
 use self::trace::Tracer;
 use self::trial::Trials;
+pub(crate) use self::xdp::may_be_public;
 
 /// A public address that stands for a private one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -231,6 +233,8 @@ pub trait Dataplane: Trials + Send {
     fn forget_drops(&mut self, addresses: &HashSet<Ipv4Addr>) -> anyhow::Result<()>;
     /// Packet counters by outcome.
     fn verdicts(&self) -> anyhow::Result<Verdicts>;
+    /// How the slow path does.
+    fn slow_path(&self) -> anyhow::Result<slow_path::Report>;
     /// The interfaces that the program is attached to.
     fn ports(&self) -> Vec<Port>;
     /// How many bindings there is room for.

@@ -26,6 +26,8 @@ pub struct Way {
     pub route: Route,
     /// The next hop's address, where the kernel tells.
     pub next_hop: Option<Ipv4Addr>,
+    /// The most that the way out takes, in bytes of an IP packet; 0 where the kernel does not tell.
+    pub mtu: u16,
 }
 
 /// A datapath that can be asked what it would do. Nothing that is asked is billed, counted or sent.
@@ -43,6 +45,8 @@ pub trait Trials {
     fn public_ip(&self) -> anyhow::Result<Addr>;
     /// The way out.
     fn route(&mut self, query: &Query) -> anyhow::Result<Way>;
+    /// Whether the slow path takes packets that come by an interface.
+    fn is_slow_path_on(&self, ifindex: u32) -> bool;
     /// Runs the very program that is on an interface on a frame as if it had come by that interface.
     fn try_out(&mut self, ifindex: u32, frame: &[u8]) -> anyhow::Result<Trial>;
 }

@@ -99,7 +99,7 @@ pub struct Billed {
 /// A packet that leaves the program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Leaves {
-    /// The interface that it leaves by; absent if the kernel's own stack gets it.
+    /// The interface that it leaves by; absent if the slow path or the kernel's own stack gets it.
     pub by: Option<String>,
     /// The next hop.
     #[schema(value_type = Option<String>, format = Ipv4)]
@@ -175,14 +175,30 @@ struct Path {
     facts: Vec<Fact>,
     verdict: Verdict,
     frame: Vec<u8>,
+    /// What the slow path would make of it, if it takes it.
+    finished: Option<(Vec<Fact>, Vec<u8>)>,
 }
 
 impl Path {
     fn record(dataplane: &mut dyn Dataplane, ifindex: u32, frame: &[u8]) -> anyhow::Result<Self> {
-        let mut frame = frame.to_vec();
-        let mut recorder = Recorder::new(dataplane);
-        let verdict = pipeline::process(frame.as_mut_slice(), ifindex, &mut recorder);
-        Ok(Self { facts: recorder.facts()?, verdict, frame })
+        let process = |mut recorder: Recorder<'_>| -> anyhow::Result<(Verdict, Vec<Fact>, Vec<u8>)> {
+            let mut frame = frame.to_vec();
+            let verdict = pipeline::process(frame.as_mut_slice(), ifindex, &mut recorder);
+            Ok((verdict, recorder.facts()?, frame))
+        };
+        let (verdict, facts, left) = process(Recorder::new(dataplane, ifindex))?;
+        let finished = if matches!(verdict, Verdict::Punt(_)) {
+            let (_, facts, frame) = process(Recorder::of_slow_path(dataplane, ifindex))?;
+            Some((facts, frame))
+        } else {
+            None
+        };
+        Ok(Self { facts, verdict, frame: left, finished })
+    }
+
+    /// What leaves in the end, and the facts that lead there.
+    fn end(&self) -> (&[Fact], &[u8]) {
+        self.finished.as_ref().map_or((&self.facts, &self.frame), |(facts, frame)| (facts, frame))
     }
 
     fn leads_to(&self, trial: &Trial) -> bool {
@@ -223,9 +239,9 @@ fn tell(
 ) -> Explanation {
     let (meaning, remedy) = words::verdict(trial.counter);
     // Of steps that lead elsewhere, neither the bill nor the next hop is the program's.
-    let facts = if path.leads_to(trial) { path.facts.as_slice() } else { &[] };
+    let (facts, finished) = if path.leads_to(trial) { path.end() } else { (&[][..], trial.frame.as_slice()) };
     let billed = facts.iter().filter_map(|fact| words::billed(fact, facts, model)).collect();
-    let has_left = matches!(trial.counter, Counter::Forward | Counter::Punt(_));
+    let has_left = matches!(trial.counter, Counter::Forward | Counter::Punt(_)) && finished != frame;
     Explanation {
         on: question.on.clone(),
         role: dataplane.ports().into_iter().find(|port| port.name == question.on).map(|port| port.role),
@@ -240,9 +256,9 @@ fn tell(
         leaves: has_left.then(|| Leaves {
             by: trial.egress.map(|index| words::interface(dataplane, index)),
             next_hop: words::next_hop(facts),
-            packet: View::line(&trial.frame),
-            frame: packet::to_hex(&trial.frame),
-            changes: packet::changes(frame, &trial.frame),
+            packet: View::line(finished),
+            frame: packet::to_hex(finished),
+            changes: packet::changes(frame, finished),
         }),
         contradiction: path.contradiction(trial),
     }

@@ -2,8 +2,10 @@
 
 use std::net::Ipv4Addr;
 
+use nat_common::abi::slowpath::MAX_FRAME;
 use nat_common::abi::{Addr, AddressKind, Inbound, Outbound, OutboundKey, Port};
-use nat_common::pipeline::{Direction, Node, Query, Route};
+use nat_common::pipeline::{Admission, Direction, Node, Query, Route};
+use nat_common::verdict::Punt;
 
 use crate::dataplane::trial::Way;
 use crate::dataplane::{Binding, Dataplane};
@@ -23,6 +25,8 @@ pub(super) enum Fact {
     PublicIp(Ipv4Addr),
     /// The way out.
     Route(Query, Way),
+    /// Who finishes what the program cannot.
+    Admission(Admission),
     /// A packet like this is billed.
     Bill(u32, Direction, u16),
 }
@@ -30,14 +34,23 @@ pub(super) enum Fact {
 /// A [`Node`] that keeps what it is asked.
 pub(super) struct Recorder<'a> {
     dataplane: &'a mut dyn Dataplane,
+    /// The interface that the packet comes by.
+    ifindex: u32,
+    /// Whether it is asked as the slow path.
+    is_slow_path: bool,
     facts: Vec<Fact>,
     /// The first answer that could not be had. What follows on it is worth nothing.
     failure: Option<anyhow::Error>,
 }
 
 impl<'a> Recorder<'a> {
-    pub(super) fn new(dataplane: &'a mut dyn Dataplane) -> Self {
-        Self { dataplane, facts: Vec::new(), failure: None }
+    pub(super) fn new(dataplane: &'a mut dyn Dataplane, ifindex: u32) -> Self {
+        Self { dataplane, ifindex, is_slow_path: false, facts: Vec::new(), failure: None }
+    }
+
+    /// One whose pipeline is the slow path's.
+    pub(super) fn of_slow_path(dataplane: &'a mut dyn Dataplane, ifindex: u32) -> Self {
+        Self { is_slow_path: true, ..Self::new(dataplane, ifindex) }
     }
 
     /// All questions and answers.
@@ -92,9 +105,20 @@ impl Node for Recorder<'_> {
 
     fn route(&mut self, query: &Query) -> Route {
         let answer = self.dataplane.route(query);
-        let way = self.heard(answer, Way { route: Route::Failed, next_hop: None });
+        let way = self.heard(answer, Way { route: Route::Failed, next_hop: None, mtu: 0 });
         self.facts.push(Fact::Route(*query, way));
         way.route
+    }
+
+    fn admit(&mut self, _: Punt, size: usize) -> Admission {
+        if self.is_slow_path {
+            return Admission::Here;
+        }
+        // A trial takes nobody's place, so there is always one for it.
+        let is_taken = size <= MAX_FRAME && self.dataplane.is_slow_path_on(self.ifindex);
+        let admission = if is_taken { Admission::Taken } else { Admission::Kernel };
+        self.facts.push(Fact::Admission(admission));
+        admission
     }
 
     fn bill(&mut self, meter: u32, direction: Direction, bytes: u16) {

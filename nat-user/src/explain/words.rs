@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use nat_common::abi::{AddressKind, Port};
-use nat_common::pipeline::{Query, Route};
+use nat_common::pipeline::{Admission, Query, Route};
 use nat_common::verdict::Counter;
 
 use super::recorder::Fact;
@@ -57,9 +57,20 @@ pub(super) fn step(fact: &Fact, dataplane: &dyn Dataplane, model: &Model) -> Opt
         ),
         Fact::PublicIp(address) => ("what is the node's own public address?".to_owned(), address.to_string()),
         Fact::Route(query, way) => (self::query(query), route(way, dataplane)),
+        Fact::Admission(admission) => ("who finishes it?".to_owned(), finisher(*admission).to_owned()),
         Fact::Bill(..) => return None,
     };
     Some(Step { asked, found })
+}
+
+const fn finisher(admission: Admission) -> &'static str {
+    match admission {
+        Admission::Taken | Admission::Here => {
+            "the slow path, from the packet as it came, and bills it when it leaves"
+        }
+        Admission::Limited => "nobody: there are too many of its kind just now",
+        Admission::Kernel => "the kernel's own stack, from the translated packet",
+    }
 }
 
 fn port(port: Option<&Port>) -> String {
@@ -128,7 +139,7 @@ fn route(way: &Way, dataplane: &dyn Dataplane) -> String {
 /// The next hop that the last route names.
 pub(super) fn next_hop(facts: &[Fact]) -> Option<Ipv4Addr> {
     facts.iter().rev().find_map(|fact| match fact {
-        Fact::Route(_, Way { route: Route::Via(_) | Route::Unresolved(_), next_hop }) => Some(*next_hop),
+        Fact::Route(_, Way { route: Route::Via(_) | Route::Unresolved(_), next_hop, .. }) => Some(*next_hop),
         _ => None,
     })?
 }

@@ -2,6 +2,7 @@
 //! while it goes on reading, so that a million EIPs take no more memory than some thousands, and let commands through.
 
 mod series;
+mod slow_path;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -54,7 +55,8 @@ async fn scrape(State((control, config)): State<(Shared, config::Metrics)>) -> R
 }
 
 fn families(control: &Control) -> anyhow::Result<Vec<MetricFamily>> {
-    let Stats { verdicts, punts, drops } = Stats::from(&control.verdicts()?);
+    let report = control.slow_path()?;
+    let Stats { verdicts, punts, drops, .. } = Stats::of(&control.verdicts()?, &report);
     let verdicts = verdicts
         .named()
         .iter()
@@ -65,16 +67,21 @@ fn families(control: &Control) -> anyhow::Result<Vec<MetricFamily>> {
     };
 
     let families = [
-        ("eipnat_packets_total", "Packets by verdict; each is counted once.", MetricType::COUNTER, verdicts),
+        (
+            "eipnat_packets_total",
+            "Packets by verdict of the fast path; each is counted once. What was punted and died in the slow path is among the dropped, too.",
+            MetricType::COUNTER,
+            verdicts,
+        ),
         (
             "eipnat_punted_packets_total",
-            "Packets left to the slow path by reason.",
+            "Packets that the fast path left to the slow path or to the kernel, by reason.",
             MetricType::COUNTER,
             by_reason(&punts),
         ),
         (
             "eipnat_dropped_packets_total",
-            "Dropped packets by reason.",
+            "Dropped packets by reason, in the fast path and in the slow path.",
             MetricType::COUNTER,
             by_reason(&drops),
         ),
@@ -116,7 +123,8 @@ fn families(control: &Control) -> anyhow::Result<Vec<MetricFamily>> {
         ),
     ];
     // The encoder refuses a family without samples.
-    let families = families.into_iter().filter(|(.., metrics)| !metrics.is_empty());
+    let families =
+        families.into_iter().chain(slow_path::families(&report)).filter(|(.., metrics)| !metrics.is_empty());
     Ok(families.map(|(name, help, kind, metrics)| family(name, help, kind, metrics)).collect())
 }
 

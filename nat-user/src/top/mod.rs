@@ -161,7 +161,7 @@ impl Counted {
     async fn take(control: &Shared) -> anyhow::Result<Self> {
         let take = |control: &mut Control| {
             let at = Instant::now();
-            anyhow::Ok(Self { at, stats: Stats::from(&control.verdicts()?) })
+            anyhow::Ok(Self { at, stats: Stats::of(&control.verdicts()?, &control.slow_path()?) })
         };
         control::call(control, take).await?
     }

@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use nat_user::config::{Datapath, Mode};
+use nat_user::config::{Datapath, Mode, SlowPath};
 use nat_user::model::{Name, PoolSpec};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -124,6 +124,7 @@ pub fn datapath(pin_path: PathBuf, max_bindings: u32) -> Datapath {
         pin_path,
         public_ip: None,
         replace_program: false,
+        slow_path: SlowPath::default(),
     }
 }
 
@@ -153,6 +154,14 @@ impl Daemon {
     /// # Errors
     /// When the daemon ends before that or takes too long; the error holds its log.
     pub fn start(lab: &Lab, eipnat: &Path, config: Config) -> Result<Self> {
+        Self::start_on(&lab.node, eipnat, config)
+    }
+
+    /// The same on any host, with a directory of its own in the configuration.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_on(node: &Namespace, eipnat: &Path, config: Config) -> Result<Self> {
         let file = config.dir.join("eipnat.toml");
         std::fs::write(&file, config.to_toml())?;
         let notify = config.dir.join("notify.sock");
@@ -162,9 +171,9 @@ impl Daemon {
         let mut command = Command::new(eipnat);
         command.arg("run").arg("--config").arg(&file).args(&config.arguments);
         clean_environment(&mut command).env("NOTIFY_SOCKET", &notify);
-        let process = lab.node.spawn(command, config.dir.join("daemon.log"))?;
+        let process = node.spawn(command, config.dir.join("daemon.log"))?;
         let mut daemon =
-            Self { process, notify: socket, node: lab.node.clone(), eipnat: eipnat.to_owned(), file, config };
+            Self { process, notify: socket, node: node.clone(), eipnat: eipnat.to_owned(), file, config };
         daemon.wait_ready()?;
         Ok(daemon)
     }

@@ -51,6 +51,10 @@ pub const FAR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 pub const NODE_UP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 /// The node's own address towards the VMs: their gateway.
 pub const NODE_DOWN: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+/// A second node's address towards the internet.
+pub const SECOND_UP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 3);
+/// A second node's address towards the VMs.
+pub const SECOND_DOWN: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 /// The private address of the first VM.
 pub const VM1: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 10);
 /// The private address of the second VM.
@@ -230,6 +234,23 @@ impl Lab {
         let (_, downlink) = self.topology.ports();
         self.plug_as(&self.node, downlink, index, "node")?;
         self.node.ip(&[format!("address add {NODE_DOWN}/24 dev {downlink}")])
+    }
+
+    /// A second node of a one-armed lab, with other addresses.
+    ///
+    /// # Errors
+    /// When it cannot be set up.
+    pub fn second_node(&self) -> Result<Namespace> {
+        let node = self.add_host("node2")?;
+        let (uplink, downlink) = self.topology.ports();
+        self.plug(&node, uplink, "node2")?;
+        node.ip(&[
+            "link set lo up".into(),
+            format!("address add {SECOND_UP}/24 dev {uplink}"),
+            format!("address add {SECOND_DOWN}/24 dev {downlink}"),
+            format!("route add default via {INTERNET}"),
+        ])?;
+        Ok(node)
     }
 
     /// One more host, without any connection yet; it goes with the lab.

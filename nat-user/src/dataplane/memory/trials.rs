@@ -96,7 +96,11 @@ impl Trials for MemoryDataplane {
     fn route(&mut self, query: &Query) -> anyhow::Result<Way> {
         let route = MemoryNode(self).route(query);
         let next_hop = matches!(route, Route::Via(_)).then(|| query.addresses.destination.into());
-        Ok(Way { route, next_hop })
+        Ok(Way { route, next_hop, mtu: 1500 })
+    }
+
+    fn is_slow_path_on(&self, _: u32) -> bool {
+        false
     }
 
     fn try_out(&mut self, ifindex: u32, frame: &[u8]) -> anyhow::Result<Trial> {

@@ -13,7 +13,7 @@ use crate::model::PoolSpec;
 const SHARED: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
 
 /// Whether an address may be shown outside: one that is not meant for a network of its own.
-pub(super) fn may_be_public(address: Ipv4Addr) -> bool {
+pub(crate) fn may_be_public(address: Ipv4Addr) -> bool {
     !address.is_private() && !address.is_link_local() && !address.is_loopback() && !SHARED.contains(&address)
 }
 

@@ -38,15 +38,25 @@ pub(super) fn machine() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A pool must not hold what the node itself answers to, or the node would be cut off.
-pub(super) fn pools(pools: &[PoolSpec], interfaces: &[Interface]) -> anyhow::Result<()> {
+/// A pool must not hold what the node itself answers to, or the node would be cut off; nor what it sends packets by.
+pub(super) fn pools(
+    pools: &[PoolSpec],
+    interfaces: &[Interface],
+    gateways: &[Ipv4Addr],
+) -> anyhow::Result<()> {
     for (index, pool) in pools.iter().enumerate() {
+        let is_given_out = |address: &Ipv4Addr| pool.contains(*address) && !pool.reserve.contains(address);
+        let refused = |what: String| {
+            let what = format!("{what}; add it to reserve");
+            Err(KeyError::new(format!("pool[{index}].cidrs"), what).into())
+        };
         for interface in interfaces {
-            let own = |address: &Ipv4Addr| pool.contains(*address) && !pool.reserve.contains(address);
-            if let Some(address) = interface.addresses.iter().map(Ipv4Net::addr).find(own) {
-                let what = format!("{address} is this node's own, on {}; add it to reserve", interface.name);
-                return Err(KeyError::new(format!("pool[{index}].cidrs"), what).into());
+            if let Some(address) = interface.addresses.iter().map(Ipv4Net::addr).find(is_given_out) {
+                return refused(format!("{address} is this node's own, on {}", interface.name));
             }
+        }
+        if let Some(gateway) = gateways.iter().find(|gateway| is_given_out(gateway)) {
+            return refused(format!("{gateway} is a gateway of this node's routes"));
         }
     }
     Ok(())

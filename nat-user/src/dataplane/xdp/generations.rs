@@ -20,8 +20,9 @@ use anyhow::{Context as _, bail};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use aya::programs::loaded_programs;
 use bytemuck::{Pod, Zeroable as _};
+use nat_common::abi::slowpath::Tally;
 use nat_common::abi::{self, ABI_VERSION, Addr, Inbound, Meter, Node, map};
-use nat_common::verdict::Counter;
+use nat_common::verdict::{Counter, Reject};
 
 use super::bpffs;
 use super::findings::Findings;
@@ -146,6 +147,14 @@ impl Generation {
                 let carried = Array::<_, u64>::try_from(Map::Array(self.open(map::CARRIED_COUNTERS)?))?;
                 for (place, packets) in carried.iter().enumerate() {
                     add(place, packets?);
+                }
+            }
+            // Not in versions that had no slow path.
+            if self.dir.join(map::TALLIES).exists() {
+                let tallies = Array::<_, u64>::try_from(Map::Array(self.open(map::TALLIES)?))?;
+                for reject in Reject::ALL {
+                    let packets = tallies.get(&Tally::Dropped(*reject).place(), 0)?;
+                    add(Counter::Drop(*reject).index() as usize, packets);
                 }
             }
             Ok(())

@@ -1,15 +1,16 @@
 //! What the kernel says of the node's interfaces (rtnetlink(7)).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 
 use anyhow::Context as _;
 use ipnet::Ipv4Net;
 use nat_common::abi::Mac;
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use netlink_packet_route::{AddressFamily as RouteFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 
@@ -32,6 +33,8 @@ pub(super) struct Interface {
     pub(super) is_up: bool,
     /// Whether there is somebody at the other end.
     pub(super) has_carrier: bool,
+    /// How many queues it has for what it receives; it may use fewer.
+    pub(super) queues: u32,
     /// Ids of the XDP programs that run on it.
     pub(super) programs: Vec<u32>,
 }
@@ -58,6 +61,22 @@ impl Interface {
         }
         Ok(interfaces.into_values().collect())
     }
+}
+
+/// The routers that the node's routes lead by.
+pub(super) fn gateways() -> anyhow::Result<Vec<Ipv4Addr>> {
+    let mut question = RouteMessage::default();
+    question.header.address_family = RouteFamily::Inet;
+    let routes = dump(&RouteNetlinkMessage::GetRoute(question))?;
+    let gateway = |attribute: RouteAttribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => Some(gateway),
+        _ => None,
+    };
+    let of_route = |route| match route {
+        RouteNetlinkMessage::NewRoute(route) => route.attributes,
+        _ => Vec::new(),
+    };
+    Ok(routes.into_iter().flat_map(of_route).filter_map(gateway).collect())
 }
 
 /// The name of an interface.
@@ -96,6 +115,7 @@ impl From<LinkMessage> for Interface {
                         _ => None,
                     }));
                 }
+                LinkAttribute::NumRxQueues(queues) => interface.queues = queues,
                 LinkAttribute::Controller(index) => interface.controller = Some(index),
                 LinkAttribute::Link(index) => below = Some(index),
                 // A veth's "link" is its other end.

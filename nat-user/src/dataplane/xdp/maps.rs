@@ -2,39 +2,41 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::xdp::DevMapHash;
+use aya::maps::xdp::{DevMapHash, XskMap};
 use aya::maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray};
 use ipnet::Ipv4Net;
+use nat_common::abi::slowpath::{Bucket, Tally};
 use nat_common::abi::{
     self, Addr, AddressKind, DropKey, Dropped, Inbound, Meter, Node, Outbound, OutboundKey, map,
 };
-use nat_common::verdict::{Counter, Punt, Reject};
-
+use nat_common::verdict::{Counter, Errand, Punt, Reject};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::super::{AT_ONCE, AddressDrops, Binding, Half, Place, Verdicts};
 use super::batch;
 use super::generations::Sums;
 use super::meters::Meters;
+use super::numbers::Numbers;
 use crate::model;
 
 // aya wants its own marker on keys and values; byte arrays have it.
-type Bytes<T> = <T as Plain>::Bytes;
+pub(super) type Bytes<T> = <T as Plain>::Bytes;
 
 /// A structure of the ABI as bytes.
-trait Plain: bytemuck::Pod {
+pub(super) trait Plain: bytemuck::Pod {
     type Bytes: bytemuck::Pod;
 }
 
 macro_rules! plain {
     ($($type:ty),+) => { $(impl Plain for $type { type Bytes = [u8; size_of::<$type>()]; })+ };
 }
-plain!(Inbound, OutboundKey, Outbound, Meter, Node, abi::Port, DropKey, Dropped);
+plain!(Inbound, OutboundKey, Outbound, Meter, Node, abi::Port, DropKey, Dropped, Bucket);
 
 /// Handles of all maps.
 pub(super) struct Maps {
@@ -52,6 +54,9 @@ pub(super) struct Maps {
     /// What stands in there: nobody else writes to it.
     carried: BTreeMap<u32, Meter>,
     carried_counters: Array<MapData, u64>,
+    sockets: XskMap<MapData>,
+    buckets: Array<MapData, Bytes<Bucket>>,
+    tallies: Numbers,
     capacity: u32,
 }
 
@@ -76,6 +81,10 @@ impl Maps {
             carried_meters,
             carried,
             carried_counters: take(ebpf, map::CARRIED_COUNTERS)?,
+            sockets: take(ebpf, map::SOCKETS)?,
+            buckets: take(ebpf, map::BUCKETS)?,
+            tallies: Numbers::open(take::<Array<MapData, u64>>(ebpf, map::TALLIES)?.map())
+                .with_context(|| failed(map::TALLIES))?,
             capacity,
         })
     }
@@ -138,6 +147,26 @@ impl Maps {
             self.ports.insert(ifindex, port, 0).with_context(|| failed(map::PORTS))?;
         }
         Ok(!knows || !leads_there)
+    }
+
+    /// Has the fast path send packets of a queue to a socket.
+    pub(super) fn set_socket(&mut self, place: u32, socket: &OwnedFd) -> anyhow::Result<()> {
+        self.sockets.set(place, socket.as_raw_fd(), 0).with_context(|| failed(map::SOCKETS))
+    }
+
+    /// What has gone to the slow path from an interface, and what was too much for it, by errand.
+    pub(super) fn handed_over(&self, port: &abi::Port) -> anyhow::Result<Vec<(Errand, Bucket)>> {
+        let bucket = |errand: &Errand| {
+            let place = port.bucket(*errand)?;
+            let bucket = self.buckets.get(&place, 0).with_context(|| failed(map::BUCKETS));
+            Some(bucket.map(|bucket| (*errand, bytemuck::cast(bucket))))
+        };
+        Errand::ALL.iter().filter_map(bucket).collect()
+    }
+
+    /// What the slow path has counted.
+    pub(super) fn tally(&self, tally: Tally) -> u64 {
+        self.tallies.read(tally.place() as usize)
     }
 
     /// What the program knows of an interface.
@@ -313,7 +342,9 @@ impl Maps {
                 .collect::<anyhow::Result<_>>()?,
             drops: Reject::ALL
                 .iter()
-                .map(|&reject| Ok((reject, read(Counter::Drop(reject))?)))
+                .map(|&reject| {
+                    Ok((reject, read(Counter::Drop(reject))? + self.tally(Tally::Dropped(reject))))
+                })
                 .collect::<anyhow::Result<_>>()?,
         })
     }

@@ -1,31 +1,30 @@
-//! The meters, read and written where they stand: their map is an array in memory that can be mapped. By system calls it
-//! takes one for each CPU's part of each meter, of which a node has millions.
-#![expect(unsafe_code, reason = "the kernel and the XDP program write to the mapped memory, too")]
+//! The meters: an array with a lane for each CPU, and one for the slow path.
 
 use std::fs;
-use std::os::fd::AsFd as _;
 
 use anyhow::{Context as _, ensure};
 use aya::maps::MapData;
-use memmap2::{MmapOptions, MmapRaw};
 use nat_common::abi::Meter;
+use nat_common::pipeline::Direction;
+
+use super::numbers::{Numbers, stride};
 
 /// How many numbers a meter is made of.
 const NUMBERS: usize = size_of::<Meter>() / size_of::<u64>();
 
-/// How many lanes the map of the meters has: one for each number that a CPU of this machine may have.
+/// How many lanes the map of the meters has: one for each number that a CPU of this machine may have, and the slow path's.
 pub(super) fn lanes() -> anyhow::Result<u32> {
     const FILE: &str = "/sys/devices/system/cpu/possible";
     let ranges = fs::read_to_string(FILE).with_context(|| format!("cannot read {FILE}"))?;
     // The last number of `0-63`, `0`, or `0-3,8-11`.
     let last = ranges.trim().rsplit([',', '-']).next().and_then(|last| last.parse::<u32>().ok());
-    Ok(last.with_context(|| format!("{FILE} says {ranges:?}, which is no list of CPUs"))? + 1)
+    Ok(last.with_context(|| format!("{FILE} says {ranges:?}, which is no list of CPUs"))? + 2)
 }
 
 /// The meters of one map, whichever version has made it.
 #[derive(Debug)]
 pub(super) struct Meters {
-    memory: MmapRaw,
+    numbers: Numbers,
     /// How many there are.
     count: u32,
     lanes: usize,
@@ -36,16 +35,15 @@ pub(super) struct Meters {
 impl Meters {
     /// Maps a map's memory; a lane of it has `count` meters.
     pub(super) fn open(map: &MapData, count: u32) -> anyhow::Result<Self> {
-        let info = map.info()?;
-        let (entries, size) = (info.max_entries() as usize, info.value_size() as usize);
-        // kernel: array_map_alloc() rounds an element's size up to 8.
-        let stride = size.div_ceil(size_of::<u64>());
+        let entries = map.info()?.max_entries() as usize;
         let whole = count > 0 && entries.is_multiple_of(count as usize);
         ensure!(whole, "the meters' map has {entries} elements, and {count} meters");
-        let length = entries * stride * size_of::<u64>();
-        let memory =
-            MmapOptions::new().len(length).map_raw(&map.fd().as_fd()).context("it cannot be mapped")?;
-        Ok(Self { memory, count, lanes: entries / count as usize, stride })
+        Ok(Self {
+            numbers: Numbers::open(map)?,
+            count,
+            lanes: entries / count as usize,
+            stride: stride(map)?,
+        })
     }
 
     /// How many there are.
@@ -53,15 +51,13 @@ impl Meters {
         self.count
     }
 
-    /// What a meter shows, summed over all CPUs; `None` if there is none of that index.
+    /// What a meter shows, summed over all lanes; `None` if there is none of that index.
     pub(super) fn read(&self, index: u32) -> Option<Meter> {
         let sum = |sum: Meter, lane| {
             let mut numbers = [0; NUMBERS];
             // An older version may have had fewer, a newer one more.
             for (number, place) in numbers.iter_mut().take(self.stride).zip(self.at(index, lane)..) {
-                // SAFETY: `at` is the place of an element of the map, whose memory is mapped as long as this lives, and
-                // eight-byte reads of it are whole: the elements are aligned.
-                *number = unsafe { self.numbers().add(place).read_volatile() };
+                *number = self.numbers.read(place);
             }
             sum.plus(bytemuck::cast(numbers))
         };
@@ -71,20 +67,30 @@ impl Meters {
     /// Sets a meter to zero that nothing counts on. Answers whether there is one of that index.
     pub(super) fn reset(&self, index: u32) -> bool {
         let places = (0..self.lanes).flat_map(|lane| (self.at(index, lane)..).take(self.stride));
-        for place in places.take_while(|_| index < self.count) {
-            // SAFETY: as in `read`; the mapping is a writable one, and no program writes there at the same time.
-            unsafe { self.numbers().add(place).write_volatile(0) };
-        }
+        places.take_while(|_| index < self.count).for_each(|place| self.numbers.write(place, 0));
         index < self.count
+    }
+
+    /// Adds a packet of the slow path, which alone writes to its lane.
+    pub(super) fn bill(&self, index: u32, direction: Direction, bytes: u16) {
+        if index >= self.count {
+            return;
+        }
+        // As in `Meter`.
+        let place = self.at(index, self.lanes - 1) + if direction == Direction::In { 0 } else { 2 };
+        self.numbers.add(place, bytes.into());
+        self.numbers.add(place + 1, 1);
     }
 
     /// Where an element begins, in numbers.
     const fn at(&self, index: u32, lane: usize) -> usize {
         (lane * self.count as usize + index as usize) * self.stride
     }
-
-    fn numbers(&self) -> *mut u64 {
-        // Aligned: a mapping begins at a page.
-        self.memory.as_mut_ptr().cast()
-    }
 }
+
+const _: () = assert!(
+    core::mem::offset_of!(Meter, in_bytes) == 0
+        && core::mem::offset_of!(Meter, in_packets) == 8
+        && core::mem::offset_of!(Meter, out_bytes) == 16
+        && core::mem::offset_of!(Meter, out_packets) == 24
+);

@@ -9,6 +9,7 @@ mod addresses;
 mod batch;
 mod bpffs;
 mod checks;
+mod fib;
 mod findings;
 mod generations;
 mod genl;
@@ -18,14 +19,17 @@ mod log;
 mod maps;
 mod meters;
 mod netlink;
+mod numbers;
 mod object;
 mod offloads;
 mod ports;
+mod slow;
 mod sysctls;
 mod targets;
 mod tracer;
 mod trials;
 mod unload;
+mod view;
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
@@ -40,7 +44,9 @@ use nat_common::abi::{ABI_VERSION, Meter, Node};
 use rustix::rand::GetRandomFlags;
 use rustix::thread::{MembarrierCommand, membarrier};
 
+pub(crate) use self::addresses::may_be_public;
 use self::bpffs::PinLock;
+use self::fib::Fib;
 use self::findings::Findings;
 use self::generations::{Generation, Sums};
 use self::interfaces::Interface;
@@ -51,9 +57,13 @@ use self::tracer::XdpTracer;
 use self::unload::remove;
 pub use self::unload::{LastCounts, unload};
 use super::trace::Tracer;
-use super::{AddressDrops, Binding, Dataplane, Half, Mended, Owners, Place, Port, Role, Verdicts};
+use super::{AddressDrops, Binding, Dataplane, Half, Mended, Owners, Place, Port, Role, Verdicts, slow_path};
 use crate::config;
 use crate::model::{self, PoolSpec};
+use crate::slowpath::SlowPath;
+
+/// In a second.
+const NANOSECONDS: u32 = 1_000_000_000;
 
 /// The logger that carries the program's log into the daemon's.
 pub type ProgramLogger = EbpfLogger<log::Names>;
@@ -76,6 +86,12 @@ pub struct XdpDataplane {
     earlier: Vec<Generation>,
     /// Whether the program runs on all interfaces; before that, everything can be undone.
     is_active: bool,
+    /// None before [`Dataplane::activate`], and where there can be none.
+    slow_path: Option<SlowPath>,
+    /// Public addresses whose bindings have come and are to be announced.
+    arrived: Vec<Ipv4Addr>,
+    /// The program that asks the FIB; loaded when it is needed.
+    fib: Option<Fib>,
     /// Keeps every other daemon off the pins.
     lock: Arc<PinLock>,
 }
@@ -90,7 +106,7 @@ impl XdpDataplane {
     pub fn start(config: &config::Datapath, pools: &[PoolSpec]) -> anyhow::Result<Self> {
         checks::machine()?;
         let interfaces = Interface::all()?;
-        checks::pools(pools, &interfaces)?;
+        checks::pools(pools, &interfaces, &interfaces::gateways()?)?;
         let wanted = ports::wanted(config, &interfaces)?;
         let directories_made = bpffs::prepare(&config.pin_path)?;
         // Held to the end of this function in any case.
@@ -101,6 +117,7 @@ impl XdpDataplane {
             stage: Node::OPEN,
             public_ip: public_ip(config, &interfaces).map_or([0; 4], |address| address.octets()),
             meters: model::meters(config.max_bindings),
+            slow_path_interval: NANOSECONDS / config.slow_path.rate,
             ..match standing.first() {
                 Some(earliest) => Node { padding: 0, ..earliest.node },
                 None => Node {
@@ -183,6 +200,9 @@ impl XdpDataplane {
             is_new,
             earlier,
             is_active: false,
+            slow_path: None,
+            arrived: Vec::new(),
+            fib: None,
             lock,
         })
     }
@@ -217,6 +237,7 @@ impl XdpDataplane {
         );
         note("sysctl all.send_redirects set again", sysctls::set_all_send_redirects(0));
         self.ports.settle(&mut self.maps, &interfaces, &mut findings);
+        findings.check(self.settle_slow_path(&interfaces));
         Ok(findings)
     }
 
@@ -312,7 +333,7 @@ fn discard_all(generations: &[Generation]) {
 fn public_ip(config: &config::Datapath, interfaces: &[Interface]) -> Option<Ipv4Addr> {
     let uplinks = config.uplinks.iter().filter_map(|name| interfaces.iter().find(|i| i.name == *name));
     let mut addresses = uplinks.flat_map(|interface| &interface.addresses).map(Ipv4Net::addr);
-    config.public_ip.or_else(|| addresses.find(|address| addresses::may_be_public(*address)))
+    config.public_ip.or_else(|| addresses.find(|address| may_be_public(*address)))
 }
 
 /// Returns when no packet is under way any more that was when it was called.
@@ -344,7 +365,14 @@ impl Dataplane for XdpDataplane {
     }
 
     fn insert(&mut self, half: Half) -> anyhow::Result<()> {
-        self.maps.insert(half)
+        self.maps.insert(half)?;
+        if let Half::Inbound(binding) = half {
+            match &self.slow_path {
+                Some(slow_path) => slow_path.announce([binding.public_ip]),
+                None => self.arrived.push(binding.public_ip),
+            }
+        }
+        Ok(())
     }
 
     fn remove(&mut self, half: Half) -> anyhow::Result<()> {
@@ -352,7 +380,11 @@ impl Dataplane for XdpDataplane {
     }
 
     fn quiesce(&mut self) -> anyhow::Result<()> {
-        quiesce()
+        quiesce()?;
+        if let Some(slow_path) = &self.slow_path {
+            slow_path.quiesce();
+        }
+        Ok(())
     }
 
     fn activate(&mut self, owners: &Owners) -> anyhow::Result<()> {
@@ -370,6 +402,14 @@ impl Dataplane for XdpDataplane {
             self.retire_earlier(owners)?;
         }
         self.is_active = true;
+        self.start_slow_path();
+        if let Err(error) = self.settle_slow_path(&Interface::all()?) {
+            warn!("{error:#}");
+        }
+        let arrived = std::mem::take(&mut self.arrived);
+        if let Some(slow_path) = &self.slow_path {
+            slow_path.announce(arrived);
+        }
         Ok(())
     }
 
@@ -416,6 +456,10 @@ impl Dataplane for XdpDataplane {
 
     fn verdicts(&self) -> anyhow::Result<Verdicts> {
         self.maps.verdicts()
+    }
+
+    fn slow_path(&self) -> anyhow::Result<slow_path::Report> {
+        self.slow_path_report()
     }
 
     fn ports(&self) -> Vec<Port> {

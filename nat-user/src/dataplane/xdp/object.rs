@@ -25,9 +25,6 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ei
 /// The program's name in the object, and in `bpftool prog`.
 const PROGRAM: &str = "eipnat";
 
-/// The program in the object that asks the kernel's FIB; loaded when it is needed.
-const FIB_PROGRAM: &str = "eipnat_fib";
-
 /// How the lines of the verifier's log begin that come after what it has to say.
 const STATISTICS: [&str; 3] = ["processed ", "stack depth ", "verification time "];
 
@@ -104,15 +101,6 @@ impl Program {
             Some(running) => Ok(running),
             None => program(&mut self.ebpf, PROGRAM),
         }
-    }
-
-    /// The program that asks the FIB. It has no maps and belongs on no interface.
-    pub(super) fn fib(&mut self) -> anyhow::Result<&mut Xdp> {
-        let fib = program(&mut self.ebpf, FIB_PROGRAM)?;
-        if fib.fd().is_err() {
-            load_program(fib)?;
-        }
-        Ok(fib)
     }
 
     /// Pins it, for `bpftool` and tests, in the place of an earlier one. Answers whether it was not pinned yet.

@@ -10,6 +10,7 @@ use anyhow::{anyhow, bail, ensure};
 use aya::programs::{ProgramError, Xdp};
 use log::warn;
 use nat_common::abi;
+use nat_common::abi::slowpath::MAX_PORTS;
 
 use super::findings::Findings;
 use super::interfaces::{self, Interface};
@@ -19,6 +20,7 @@ use super::object::Program;
 use super::{offloads, sysctls, targets};
 use crate::config::{self, KeyError};
 use crate::dataplane::{Mode, Port, Role};
+use crate::slowpath;
 
 /// The program, and the interfaces that it is to run on.
 pub(super) struct Ports {
@@ -187,9 +189,27 @@ impl Ports {
         Ok(program)
     }
 
-    /// The program that asks the FIB.
-    pub(super) fn fib_program(&mut self) -> anyhow::Result<&mut Xdp> {
-        self.program.fib()
+    /// The interfaces that the slow path serves, as far as they are there.
+    pub(super) fn slow_path(&self, interfaces: &[Interface]) -> Vec<slowpath::Interface> {
+        let served = |interface: &Interface| {
+            let port = self.told.get(&interface.index).filter(|port| port.slow_path != 0)?;
+            Some(slowpath::Interface {
+                ifindex: interface.index,
+                name: interface.name.clone(),
+                port: *port,
+                addresses: interface.addresses.clone(),
+                queues: interface.queues,
+            })
+        };
+        interfaces.iter().filter_map(served).collect()
+    }
+
+    /// What the program knows of its interfaces, by name.
+    pub(super) fn told(&self) -> impl Iterator<Item = (&str, &abi::Port)> + '_ {
+        self.wanted.iter().filter_map(|(name, _)| {
+            let index = interfaces::index(name).ok()?;
+            Some((name.as_str(), self.told.get(&index)?))
+        })
     }
 
     /// The interfaces as the daemon's users see them.
@@ -210,9 +230,22 @@ impl Ports {
             None if role != 0 => bail!("{} is an interface without a MAC address", interface.name),
             mac => mac.unwrap_or_default(),
         };
-        let port = abi::Port { role, sysctls_before, mac, offloads_before, ..abi::Port::default() };
+        let slow_path = self.place_in_slow_path(&interface.name);
+        let port =
+            abi::Port { role, sysctls_before, mac, offloads_before, slow_path, ..abi::Port::default() };
         self.told.insert(interface.index, port);
         maps.set_port(interface.index, port)
+    }
+
+    /// An interface's number among those that the slow path serves: its place in the configuration, so that it keeps it when it
+    /// comes back with another index.
+    fn place_in_slow_path(&self, name: &str) -> u32 {
+        let place = self
+            .wanted
+            .iter()
+            .position(|(wanted, _)| wanted == name)
+            .and_then(|at| u32::try_from(at + 1).ok());
+        place.filter(|place| *place <= MAX_PORTS).unwrap_or(0)
     }
 
     /// Tells the program of all interfaces, and turns off what would change packets before it sees them, on its

@@ -1,16 +1,14 @@
 //! Trials: the running program and the kernel's FIB, by `BPF_PROG_TEST_RUN`.
 
-use std::net::Ipv4Addr;
-
 use anyhow::{Context as _, anyhow, ensure};
 use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp};
-use bytemuck::Zeroable as _;
-use nat_common::abi::trial::{FibAnswer, FibQuestion, LENGTH, Outcome, Ticket};
+use nat_common::abi::trial::{LENGTH, Outcome, Ticket};
 use nat_common::abi::{self, Addr, AddressKind};
 use nat_common::pipeline::Query;
 use nat_common::verdict::Counter;
 use rustix::io::Errno;
 
+use super::fib::Fib;
 use super::{XdpDataplane, interfaces};
 use crate::dataplane::trial::{Trial, Trials, Way};
 
@@ -18,6 +16,9 @@ use crate::dataplane::trial::{Trial, Trials, Way};
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 const XDP_REDIRECT: u32 = 4;
+
+/// The queue that trials come by.
+const TRIAL_QUEUE: u32 = 0;
 
 /// How much longer a frame may become; the program makes none longer.
 const ROOM: usize = 256;
@@ -47,21 +48,14 @@ impl Trials for XdpDataplane {
     }
 
     fn route(&mut self, query: &Query) -> anyhow::Result<Way> {
-        let question = FibQuestion {
-            source: query.addresses.source,
-            destination: query.addresses.destination,
-            total_len: query.total_len,
-            tos: query.tos,
-            protocol: query.protocol,
-            ..FibQuestion::zeroed()
-        };
-        let (_, answer) =
-            test_run(self.ports.fib_program()?, query.ifindex, 0, bytemuck::bytes_of(&question))?;
-        let answer: FibAnswer =
-            bytemuck::try_pod_read_unaligned(&answer).map_err(|error| anyhow!("{error}"))?;
-        let route = answer.route().context("the kernel's FIB was not asked")?;
-        let next_hop = Ipv4Addr::from(answer.next_hop);
-        Ok(Way { route, next_hop: (!next_hop.is_unspecified()).then_some(next_hop) })
+        if self.fib.is_none() {
+            self.fib = Some(Fib::load()?);
+        }
+        self.fib.as_ref().context("the program that asks the FIB is not loaded")?.ask(query)
+    }
+
+    fn is_slow_path_on(&self, ifindex: u32) -> bool {
+        self.slow_path.as_ref().is_some_and(|slow_path| slow_path.serves(ifindex, TRIAL_QUEUE))
     }
 
     fn try_out(&mut self, ifindex: u32, frame: &[u8]) -> anyhow::Result<Trial> {
@@ -92,7 +86,7 @@ impl Trials for XdpDataplane {
 fn test_run(program: &mut Xdp, ifindex: u32, front: usize, bytes: &[u8]) -> anyhow::Result<(u32, Vec<u8>)> {
     let mut out = vec![0; bytes.len() + ROOM];
     // kernel: struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
-    let context = [u32::try_from(front)?, u32::try_from(bytes.len())?, 0, ifindex, 0, 0];
+    let context = [u32::try_from(front)?, u32::try_from(bytes.len())?, 0, ifindex, TRIAL_QUEUE, 0];
     let done = program.test_run(TestRunOptions {
         data_in: Some(bytes),
         data_out: Some(&mut out),

@@ -1,0 +1,198 @@
+//! The thread's work.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use log::error;
+use nat_common::abi::slowpath::Note;
+use nat_common::verdict::Errand;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::ports::{Interface, Ports};
+use super::router::{Around, Kernel, Packet, Router, announce};
+use super::socket::Socket;
+use super::{CONFLICT_SHOWN, Claim, Shared, State};
+
+/// How often an EIP is announced, and how far that is apart (RFC 5227 §2.3: `ANNOUNCE_NUM`, `ANNOUNCE_INTERVAL`).
+const ANNOUNCEMENTS: u8 = 2;
+const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How many announcements are sent in a turn, and how long is waited before the next.
+const ANNOUNCED_AT_ONCE: usize = 64;
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// How often it is looked after what no event tells.
+const BEAT: Duration = Duration::from_millis(250);
+
+/// How long the sockets stay as they are if they cannot be waited for.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the thread works on.
+pub(super) struct Worker {
+    kernel: Box<dyn Kernel>,
+    router: Router,
+    ports: Ports,
+    /// When to announce which EIP, and how often after that.
+    announcements: BTreeSet<(Instant, Ipv4Addr, u8)>,
+    /// Counts up whenever sockets come or go.
+    generation: u64,
+    has_ended: bool,
+}
+
+impl Worker {
+    pub(super) fn new(kernel: Box<dyn Kernel>, router: Router, ports: Ports) -> Self {
+        Self { kernel, router, ports, announcements: BTreeSet::new(), generation: 0, has_ended: false }
+    }
+
+    pub(super) fn serve(&mut self, interfaces: &[Interface], public_ip: Option<Ipv4Addr>) -> bool {
+        self.ports.set_public_ip(public_ip);
+        let has_changed = self.ports.serve(interfaces);
+        self.generation += u64::from(has_changed);
+        has_changed
+    }
+
+    pub(super) fn sockets(&self) -> impl Iterator<Item = (&Interface, u32, &Socket)> + '_ {
+        self.ports.sockets()
+    }
+
+    pub(super) fn announce(&mut self, eips: impl IntoIterator<Item = Ipv4Addr>) {
+        let now = Instant::now();
+        self.announcements.extend(eips.into_iter().map(|eip| (now, eip, ANNOUNCEMENTS)));
+    }
+
+    pub(super) fn state(&self) -> State {
+        let now = Instant::now();
+        let mut conflicts: Vec<Claim> = self
+            .router
+            .arp
+            .conflicts()
+            .map(|(eip, conflict)| Claim {
+                eip,
+                mac: conflict.mac,
+                ago: now.saturating_duration_since(conflict.last),
+            })
+            .collect();
+        conflicts.sort_by_key(|claim| claim.eip);
+        State { sockets: self.ports.states(), waiting: self.router.waiting(), conflicts }
+    }
+
+    /// What becomes readable when there is news of neighbours.
+    fn news_fd(&self) -> rustix::io::Result<OwnedFd> {
+        rustix::io::fcntl_dupfd_cloexec(self.ports.neighbours().as_fd(), 0)
+    }
+
+    pub(super) fn end(&mut self) {
+        self.has_ended = true;
+    }
+
+    /// Does what there is to be done. Answers for how long there will be nothing else, unless something comes.
+    fn turn(&mut self) -> Duration {
+        let now = Instant::now();
+        let Self { kernel, router, ports, .. } = self;
+        // Those that wait come first, or others would overtake them.
+        let (news, is_all) = ports.news();
+        if router.waiting() > 0 {
+            let awaited = router.neighbours();
+            let retried = awaited.into_iter().filter(|neighbour| !is_all || news.contains(neighbour));
+            for neighbour in retried.collect::<Vec<_>>() {
+                router.retry(neighbour, now, &mut Around { kernel: &mut **kernel, wire: ports });
+            }
+            router.expire(now, &mut Around { kernel: &mut **kernel, wire: ports });
+        }
+        let mut packets = Vec::new();
+        ports.receive(|ifindex, bytes| packets.extend(packet(ifindex, bytes)));
+        let is_idle = packets.is_empty();
+        for packet in packets {
+            router.handle(packet, now, &mut Around { kernel: &mut **kernel, wire: ports });
+        }
+        let next = self.announce_due(now);
+        self.ports.kick();
+        let until = |due: Instant| due.saturating_duration_since(now);
+        match self.router.due() {
+            _ if !is_idle => Duration::ZERO,
+            Some(due) => next.min(until(due)).min(BEAT),
+            None => next,
+        }
+    }
+
+    fn announce_due(&mut self, now: Instant) -> Duration {
+        for _ in 0..ANNOUNCED_AT_ONCE {
+            let Some((due, eip, left)) = self.announcements.first().copied() else { return Duration::MAX };
+            if due > now {
+                return due - now;
+            }
+            self.announcements.pop_first();
+            if self.kernel.inbound(eip.octets()).is_none() {
+                continue;
+            }
+            for (ifindex, mac) in self.ports.on_link(eip) {
+                announce(eip, ifindex, mac, &mut Around { kernel: &mut *self.kernel, wire: &mut self.ports });
+            }
+            if left > 1 {
+                self.announcements.insert((now + ANNOUNCE_INTERVAL, eip, left - 1));
+            }
+        }
+        PAUSE
+    }
+
+    /// What need not be done in every turn.
+    fn tidy(&mut self) {
+        let now = Instant::now();
+        self.router.forget_idle();
+        self.router.arp.forget(CONFLICT_SHOWN, now);
+        // News may have been missed, and the first question is not always answered.
+        for neighbour in self.router.neighbours() {
+            let around = &mut Around { kernel: &mut *self.kernel, wire: &mut self.ports };
+            self.router.retry(neighbour, now, around);
+        }
+    }
+}
+
+fn packet(ifindex: u32, bytes: &[u8]) -> Option<Packet> {
+    let (note, frame) = bytes.split_at_checked(size_of::<Note>())?;
+    let note: Note = bytemuck::pod_read_unaligned(note);
+    let errand = *Errand::ALL.get(usize::try_from(note.errand).ok()?)?;
+    Some(Packet { ifindex, errand, size: usize::try_from(note.size).ok()?, bytes: frame.to_vec() })
+}
+
+/// Works until the end.
+pub(super) fn run(shared: &Arc<Shared>) {
+    let mut sockets: (Option<u64>, Vec<Arc<OwnedFd>>) = (None, Vec::new());
+    let Ok(news) = shared.lock().news_fd() else { return };
+    let mut tidied = Instant::now();
+    loop {
+        let patience = {
+            let mut worker = shared.lock();
+            if worker.has_ended {
+                return;
+            }
+            if tidied.elapsed() >= BEAT {
+                worker.tidy();
+                tidied = Instant::now();
+            }
+            let patience = worker.turn();
+            if sockets.0 != Some(worker.generation) {
+                sockets = (Some(worker.generation), worker.ports.readiness());
+            }
+            patience.min(if worker.router.waiting() > 0 { BEAT } else { RETRY })
+        };
+        let mut fds = vec![PollFd::new(&shared.wake, PollFlags::IN), PollFd::new(&news, PollFlags::IN)];
+        fds.extend(sockets.1.iter().map(|socket| PollFd::new(&**socket, PollFlags::IN)));
+        let patience = Timespec {
+            tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: patience.subsec_nanos().into(),
+        };
+        match poll(&mut fds, Some(&patience)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(failure) => {
+                error!("the slow path cannot wait for packets: {failure}");
+                std::thread::sleep(RETRY);
+            }
+        }
+        let _ = rustix::io::read(&shared.wake, &mut [0; 8]);
+    }
+}

@@ -1,0 +1,312 @@
+//! What the fast path leaves to the slow path: unknown neighbours, fragmentation, and answers; under floods, too.
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use etherparse::PacketBuilder;
+use serde_json::Value;
+use socket2::{Domain, Protocol, Socket, Type};
+use tests::lab::{
+    Bed, Capture, EIP1, EIP2, INTERNET, INTERNET_DEVICE, NODE_DOWN, NODE_UP, Namespace, POOL, Sender, Setup,
+    Side, Sink, VM_DEVICE, WebServer, download, ping,
+};
+
+const PORT: u16 = 7000;
+
+/// The narrow link's MTU.
+const NARROW: u16 = 1300;
+
+/// What the slow path says of a reason.
+fn slow_path(bed: &Bed, reason: &str, what: &str) -> Result<u64> {
+    let stats = bed.daemon.json(&["stats"])?;
+    let count = stats["slow_path"]["reasons"][reason][what].as_u64();
+    count.with_context(|| format!("no {what} of {reason} in {stats}"))
+}
+
+/// Waits until something is as it has to be.
+fn wait_until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !is_so()? {
+        ensure!(Instant::now() < deadline, "not after ten seconds: {what}");
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// Makes the node forget every MAC address.
+fn forget_neighbours(bed: &Bed) -> Result<()> {
+    bed.lab.node.ip(&["neigh flush all".to_owned()])
+}
+
+/// Asserts that no frame is missing: all are accounted for, and the kernel has as many to receive into as at first.
+fn no_frame_is_missing(bed: &Bed, before: &Value) -> Result<()> {
+    wait_until("every frame is where it was", || {
+        let now = bed.daemon.json(&["stats"])?;
+        let frames = |stats: &Value| -> Vec<Value> {
+            let sockets = stats["slow_path"]["sockets"].as_array().cloned().unwrap_or_default();
+            sockets.iter().map(|socket| socket["frames"].clone()).collect()
+        };
+        Ok(!frames(&now).is_empty() && frames(&now) == frames(before))
+    })
+}
+
+#[test]
+fn each_interface_has_a_socket_on_each_of_its_queues() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        let stats = bed.daemon.json(&["stats"])?;
+        let sockets = stats["slow_path"]["sockets"].as_array().context("no sockets")?;
+        for interface in ["up0", "dn0"] {
+            let own: Vec<_> = sockets.iter().filter(|socket| socket["interface"] == interface).collect();
+            ensure!(!own.is_empty() && own.iter().all(|socket| socket["mode"] == "copy"), "{stats}");
+        }
+        Ok(())
+    })
+}
+
+/// Packets for a neighbour that has not been heard of wait for it, in their order, and all of them leave, in either
+/// direction. Each is billed once.
+#[test]
+fn packets_to_an_unknown_neighbour_wait_and_none_is_lost() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        let lab = &bed.lab;
+        for (from, at, to, eip) in
+            [(&lab.internet, &lab.vm1, EIP1, EIP1), (&lab.vm2, &lab.internet, INTERNET, EIP2)]
+        {
+            let sink = Sink::start(at, PORT)?;
+            let (before, carried) = (bed.daemon.meter(eip)?, slow_path(bed, "neighbour", "carried")?);
+            let sender = Sender::start(from, (to, PORT), 2000, 100)?;
+            for _ in 0..5 {
+                forget_neighbours(bed)?;
+                sender.send_more(200)?;
+            }
+            let sent = sender.stop()?;
+            let received: Vec<u64> = sink.stop()?.iter().map(|packet| packet.number).collect();
+            ensure!(received.len() as u64 == sent, "{} of {sent} have arrived", received.len());
+            let carried = slow_path(bed, "neighbour", "carried")? - carried;
+            ensure!(carried >= 5, "{carried} packets have gone by the slow path");
+            let meter = bed.daemon.meter(eip)?;
+            let billed = meter.in_packets + meter.out_packets - before.in_packets - before.out_packets;
+            ensure!(billed == sent, "{billed} of {sent} are billed");
+        }
+        Ok(())
+    })
+}
+
+/// A VM that is off: who asks for it is told, the reason is counted, and nobody is billed.
+#[test]
+fn a_neighbour_that_does_not_answer_is_unreachable() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        bed.lab.vm1.ip(&[format!("link set {VM_DEVICE} down")])?;
+        forget_neighbours(bed)?;
+        let before = bed.daemon.meter(EIP1)?;
+        let capture =
+            Capture::start(&bed.lab.internet, INTERNET_DEVICE, "icmp[0] == 3", bed.lab.file("wan.pcap"))?;
+        let pings = ping(&bed.lab.internet, EIP1, 3, &["-W", "3"])?;
+        ensure!(pings.received == 0, "{pings:?}");
+        let told = capture.stop()?;
+        ensure!(
+            told.len() == 3
+                && told.iter().all(|packet| packet.source == NODE_UP
+                    && packet.icmp().is_some_and(|(kind, _)| kind == [3, 1])
+                    && packet.addresses()[2..] == [INTERNET, EIP1]),
+            "{told:?}"
+        );
+        ensure!(bed.daemon.drops("neighbour_unresolved")? == 3, "{}", bed.daemon.ok(&["stats"])?);
+        let shown = bed.daemon.ok(&["eip", "show", &EIP1.to_string()])?;
+        ensure!(shown.contains("neighbour_unresolved"), "{shown}");
+        ensure!(bed.daemon.meter(EIP1)? == before, "somebody is billed for what did not arrive");
+        Ok(())
+    })
+}
+
+/// Makes the link on one side of the node narrow, as both of its ends see it, while TCP at the far end goes on to announce
+/// segments as large as before: so it is the node that finds packets too large.
+fn narrow(bed: &Bed, side: Side) -> Result<()> {
+    let lab = &bed.lab;
+    let (far, device, node_device, route) = match side {
+        Side::Outside => (&lab.internet, INTERNET_DEVICE, "up0", format!("{POOL} via {NODE_UP}")),
+        Side::Inside => (&lab.vm1, VM_DEVICE, "dn0", format!("default via {NODE_DOWN}")),
+    };
+    far.ip(&[format!("link set {device} mtu {NARROW}"), format!("route replace {route} advmss 1460")])?;
+    lab.node.ip(&[format!("link set {node_device} mtu {NARROW}")])
+}
+
+/// Large packets that may be fragmented arrive in fragments, and are billed once; those that must not be are answered.
+fn a_narrow_link(side: Side) -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        let lab = &bed.lab;
+        narrow(bed, side)?;
+        let (from, to, server, client, target) = match side {
+            Side::Outside => (&lab.vm1, INTERNET, &lab.vm1, &lab.internet, EIP1),
+            Side::Inside => (&lab.internet, EIP1, &lab.internet, &lab.vm1, INTERNET),
+        };
+        let before = bed.daemon.meter(EIP1)?;
+        let pings = ping(from, to, 5, &["-s", "1400", "-M", "dont"])?;
+        ensure!(pings.received == 5, "{pings:?}");
+        ensure!(slow_path(bed, "fragment", "carried")? == 5, "{}", bed.daemon.ok(&["stats"])?);
+        // What leaves in fragments is one packet on the bill; what comes in fragments is as many as have come.
+        let meter = bed.daemon.meter(EIP1)?;
+        let billed = match side {
+            Side::Outside => meter.out_bytes - before.out_bytes,
+            Side::Inside => meter.in_bytes - before.in_bytes,
+        };
+        ensure!(billed == 5 * 1428, "{billed} bytes are billed for five packets of 1,428");
+        // Real TCP finds the way's MTU.
+        let server = WebServer::start(server)?;
+        download(client, target, 2_000_000)?;
+        drop(server);
+        ensure!(slow_path(bed, "mtu_exceeded", "answered")? > 0, "nobody was told");
+        let route = from.succeed("ip", &["route", "get", &to.to_string()])?;
+        ensure!(route.contains(&format!("mtu {NARROW}")), "the sender was told of another MTU: {route}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_narrow_uplink() -> Result<()> {
+    a_narrow_link(Side::Outside)
+}
+
+#[test]
+fn a_narrow_downlink() -> Result<()> {
+    a_narrow_link(Side::Inside)
+}
+
+/// Sends the same packet as fast as it goes, until told to stop; answers how many.
+fn flood(from: &Namespace, packet: &[u8], to: Ipv4Addr, stop: &AtomicBool) -> Result<u64> {
+    let socket = from.run(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255))))??;
+    socket.set_header_included_v4(true)?;
+    let to = std::net::SocketAddrV4::new(to, 0).into();
+    let mut sent = 0;
+    while !stop.load(Ordering::Relaxed) {
+        sent += u64::from(socket.send_to(packet, &to).is_ok());
+    }
+    Ok(sent)
+}
+
+/// A UDP datagram as an IPv4 packet.
+fn datagram(from: Ipv4Addr, to: Ipv4Addr, ttl: u8, size: usize) -> Result<Vec<u8>> {
+    let mut packet = Vec::new();
+    PacketBuilder::ipv4(from.octets(), to.octets(), ttl)
+        .udp(1, 2)
+        .write(&mut packet, &vec![0; size])
+        .context("no packet")?;
+    Ok(packet)
+}
+
+/// A flood of what the slow path would get keeps neither another EIP's traffic from flowing, nor another reason's packets from
+/// the slow path; and no frame is lost in it.
+#[test]
+fn a_flood_starves_nobody() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        let before = bed.daemon.json(&["stats"])?;
+        let stop = AtomicBool::new(false);
+        let (from, packet) = (bed.lab.internet.clone(), datagram(INTERNET, EIP1, 1, 20)?);
+        let sent = thread::scope(|scope| -> Result<u64> {
+            let flooding = scope.spawn(|| flood(&from, &packet, EIP1, &stop));
+            let beside = (|| {
+                wait_until("the flood is limited", || Ok(slow_path(bed, "ttl_expired", "limited")? > 1000))?;
+                let pings = ping(&bed.lab.internet, EIP2, 100, &[])?;
+                ensure!(pings.received == 100, "beside the flood: {pings:?}");
+                // One that has to be asked for is still asked for.
+                for _ in 0..5 {
+                    forget_neighbours(bed)?;
+                    let pings = ping(&bed.lab.internet, EIP2, 5, &[])?;
+                    ensure!(pings.received == 5, "with forgotten neighbours: {pings:?}");
+                }
+                Ok(())
+            })();
+            stop.store(true, Ordering::Relaxed);
+            let sent = flooding.join().unwrap_or_else(|_| bail!("the flood has panicked"));
+            beside?;
+            sent
+        })?;
+        let expired = bed.daemon.drops("ttl_expired")?;
+        // What the sender's own queue has dropped does not come.
+        ensure!(expired > 10_000 && expired <= sent, "{expired} of {sent} are counted");
+        no_frame_is_missing(bed, &before)
+    })
+}
+
+/// The daemon is killed in the flood: forwarding goes on, unknown neighbours are the kernel's to ask for, and the next daemon
+/// takes up its work.
+#[test]
+fn killed_in_a_flood() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        let stop = AtomicBool::new(false);
+        let (from, packet) = (bed.lab.internet.clone(), datagram(INTERNET, EIP1, 1, 20)?);
+        thread::scope(|scope| -> Result<()> {
+            let flooding = scope.spawn(|| flood(&from, &packet, EIP1, &stop));
+            let beside = (|| {
+                thread::sleep(Duration::from_millis(300));
+                bed.daemon.kill()?;
+                let pings = ping(&bed.lab.internet, EIP2, 50, &[])?;
+                ensure!(pings.received == 50, "without a daemon: {pings:?}");
+                forget_neighbours(bed)?;
+                let pings = ping(&bed.lab.internet, EIP2, 10, &[])?;
+                ensure!(pings.received == 10, "by the kernel: {pings:?}");
+                bed.start_again()?;
+                let carried = slow_path(bed, "neighbour", "carried")?;
+                forget_neighbours(bed)?;
+                let pings = ping(&bed.lab.internet, EIP2, 10, &[])?;
+                ensure!(pings.received == 10, "by the next daemon: {pings:?}");
+                wait_until("the slow path works again", || {
+                    Ok(slow_path(bed, "neighbour", "carried")? > carried)
+                })
+            })();
+            stop.store(true, Ordering::Relaxed);
+            flooding.join().unwrap_or_else(|_| bail!("the flood has panicked"))?;
+            beside
+        })?;
+        let before = bed.daemon.json(&["stats"])?;
+        let pings = ping(&bed.lab.internet, EIP1, 10, &[])?;
+        ensure!(pings.received == 10, "{pings:?}");
+        no_frame_is_missing(bed, &before)
+    })
+}
+
+/// For a while, everything that the slow path does, mixed; then no frame is missing, and nothing waits.
+#[test]
+fn a_soak_loses_no_frame() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        let before = bed.daemon.json(&["stats"])?;
+        let lab = &bed.lab;
+        narrow(bed, Side::Outside)?;
+        let end = Instant::now() + Duration::from_secs(10);
+        let (mut rounds, mut sent, mut received) = (0, 0, 0);
+        while Instant::now() < end {
+            forget_neighbours(bed)?;
+            for (from, to, options) in [
+                (&lab.vm1, INTERNET, &["-s", "1400", "-M", "dont"][..]),
+                (&lab.vm2, INTERNET, &["-s", "3000", "-M", "dont"]),
+                (&lab.internet, EIP1, &["-t", "1"]),
+                (&lab.vm1, INTERNET, &["-s", "1400", "-M", "do"]),
+                (&lab.vm2, EIP1, &[]),
+            ] {
+                let pings = ping(from, to, 3, options)?;
+                if !options.contains(&"1") && !options.contains(&"do") {
+                    sent += pings.sent;
+                    received += pings.received;
+                }
+            }
+            rounds += 1;
+        }
+        ensure!(rounds > 3 && sent == received, "{rounds} rounds: {received} of {sent}");
+        wait_until("nothing waits", || Ok(bed.daemon.json(&["stats"])?["slow_path"]["waiting"] == 0))?;
+        no_frame_is_missing(bed, &before)?;
+        let metrics = bed.daemon.metrics()?;
+        for name in [
+            r#"eipnat_slow_path_packets_total{reason="ttl_expired",outcome="answered"}"#,
+            r#"eipnat_slow_path_packets_total{reason="fragment",outcome="carried"}"#,
+            r#"eipnat_slow_path_sent_packets_total{interface="dn0",reason="fragment"}"#,
+            r#"eipnat_slow_path_frames{interface="up0",holder="receiving"}"#,
+            "eipnat_slow_path_waiting_packets 0",
+        ] {
+            ensure!(metrics.contains(name), "{name} is not in\n{metrics}");
+        }
+        Ok(())
+    })
+}
