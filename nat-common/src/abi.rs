@@ -9,8 +9,8 @@
 //!
 //! - A structure only grows, at its end, and what is new means "not known" where it is zero. So the first bytes of
 //!   [`Node`], [`Port`], [`Meter`] and [`Inbound`] can be read whichever version wrote them.
-//! - The maps [`map::NODE`], [`map::PORTS`], [`map::INBOUND`], [`map::METERS`], [`map::COUNTERS`] and the two that carry
-//!   sums on keep their names, types and keys (as they are from version 5 on, the first that was released). A meter's index
+//! - The maps [`map::NODE`], [`map::PORTS`], [`map::INBOUND`], [`map::METERS`], [`map::COUNTERS`], [`map::TALLIES`] (from
+//!   version 6 on) and the two that carry sums on keep their names, types and keys (as they are from version 5 on, the first that was released). A meter's index
 //!   is given out by the daemon's store, not by the version.
 //! - A reason of [`verdict`](crate::verdict) keeps its number: new ones are appended, none is taken out.
 //!
@@ -307,7 +307,17 @@ impl Port {
         if self.slow_path == 0 {
             return None;
         }
-        Some((self.slow_path - 1) * Errand::COUNT + errand.number())
+        Some((self.slow_path - 1) * slowpath::BUCKETS_OF_PORT + errand.number())
+    }
+
+    /// The place there for those of its packets that are too many for the slow path, and that the kernel may have.
+    #[inline(always)]
+    #[must_use]
+    pub const fn overflow(&self) -> Option<u32> {
+        if self.slow_path == 0 {
+            return None;
+        }
+        Some(self.slow_path * slowpath::BUCKETS_OF_PORT - 1)
     }
 }
 

@@ -22,10 +22,11 @@ pub trait Node {
     fn public_ip(&mut self) -> Addr;
     /// The way out.
     fn route(&mut self, query: &Query) -> Route;
-    /// Whether the slow path takes a packet whose frame has that many bytes. A node that says nothing of it has none.
+    /// Whether the slow path takes a packet whose frame has `size` bytes and is to leave by the interface `egress`. A node that
+    /// says nothing of it has none.
     #[inline(always)]
-    fn admit(&mut self, punt: Punt, size: usize) -> Admission {
-        let _ = (punt, size);
+    fn admit(&mut self, punt: Punt, size: usize, egress: u32) -> Admission {
+        let _ = (punt, size, egress);
         Admission::Kernel
     }
     /// Adds a forwarded packet to a meter.
@@ -39,7 +40,8 @@ pub enum Admission {
     Taken,
     /// The slow path takes no more packets of this kind just now.
     Limited,
-    /// There is no slow path, or the packet is too large for it: the kernel's own stack has to do.
+    /// There is no slow path, the packet is too large for it, or there are too many of a kind that the kernel may have: its own
+    /// stack has to do.
     Kernel,
     /// This is the slow path.
     Here,
@@ -152,7 +154,7 @@ fn decide<F: Frame + ?Sized, N: Node>(frame: &mut F, ifindex: u32, node: &mut N)
     let (ethertype, foreign) = (ethernet.ethertype(), ethernet.destination() != port.mac);
     let is_group = ethernet.is_group();
     if ethertype == ethernet::TYPE_ARP && port.is_uplink() && (is_group || !foreign) {
-        return arp(frame, node);
+        return arp(frame, ifindex, node);
     }
     // The kernel forwards nothing that came by link-layer broadcast or multicast, so it may have all of it.
     if is_group {
@@ -227,7 +229,7 @@ fn not_ipv4<F: Frame + ?Sized>(frame: &mut F, ethertype: u16) -> Result<Verdict,
 
 /// ARP about an address that is bound is the slow path's, and all other the kernel's, which answers for the node itself.
 #[inline(always)]
-fn arp<F: Frame + ?Sized, N: Node>(frame: &mut F, node: &mut N) -> Result<Verdict, Reject> {
+fn arp<F: Frame + ?Sized, N: Node>(frame: &mut F, ifindex: u32, node: &mut N) -> Result<Verdict, Reject> {
     let Ok(packet) = frame.at(ethernet::HEADER_LEN).map(|bytes| *bytes) else { return Ok(Verdict::Pass) };
     let packet = arp::Packet(&packet);
     let concerns_us = packet.is_ipv4()
@@ -235,7 +237,7 @@ fn arp<F: Frame + ?Sized, N: Node>(frame: &mut F, node: &mut N) -> Result<Verdic
     if !concerns_us {
         return Ok(Verdict::Pass);
     }
-    match node.admit(Punt::Arp, frame.size()) {
+    match node.admit(Punt::Arp, frame.size(), ifindex) {
         Admission::Taken | Admission::Here => Ok(Verdict::Punt(Punt::Arp)),
         Admission::Limited => Err(Reject::SlowPathLimited),
         Admission::Kernel => Ok(Verdict::Pass),
@@ -302,7 +304,7 @@ fn carry<F: Frame + ?Sized, N: Node>(
     if let Verdict::Finish(punt) = verdict {
         // Nobody's packet has got a new source: the node's own, which the kernel takes from none but itself.
         let is_nodes = plan.out_meter.is_none() && plan.addresses.source != ip.source;
-        match node.admit(punt, frame.size()) {
+        match node.admit(punt, frame.size(), ifindex) {
             Admission::Taken => return Ok(Verdict::Punt(punt)),
             Admission::Limited => return Err(Reject::SlowPathLimited),
             Admission::Kernel if is_nodes => return Err(Reject::RouterError),

@@ -157,6 +157,11 @@ reasons! {
     }
 }
 
+impl Reject {
+    /// The one with the number 0.
+    pub const FIRST: Self = Self::FrameTruncated;
+}
+
 /// A packet counter in [`map::COUNTERS`](crate::abi::map::COUNTERS). Each packet is counted exactly once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counter {

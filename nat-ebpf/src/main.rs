@@ -23,7 +23,7 @@ mod trace;
 mod trial;
 mod watch;
 
-use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
@@ -50,8 +50,9 @@ fn eipnat(ctx: XdpContext) -> u32 {
         Verdict::Forward(egress) => maps::EGRESS.redirect(egress.ifindex, 0).unwrap_or(XDP_DROP),
         // The kernel finishes what it got translated: it asks for the neighbour, or fragments.
         Verdict::Pass | Verdict::Finish(_) => XDP_PASS,
-        // Nobody's packet: what has become of it is told.
-        _ if watch.is_trial() => XDP_DROP,
+        // A trial is nobody's packet: it is told what would have become of it.
+        Verdict::Punt(_) if watch.is_trial() => XDP_REDIRECT,
+        Verdict::Drop(_) if watch.is_trial() => XDP_DROP,
         Verdict::Punt(punt) => slowpath::hand_over(&ctx, Errand::Carry(punt)),
         Verdict::Drop(reject) => {
             frame.log_drop(&ctx, reject);

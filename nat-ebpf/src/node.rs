@@ -61,8 +61,8 @@ impl Node for KernelNode<'_> {
     }
 
     #[inline(always)]
-    fn admit(&mut self, punt: Punt, size: usize) -> Admission {
-        slowpath::admit(self.ctx, punt, size, self.watch)
+    fn admit(&mut self, punt: Punt, size: usize, egress: u32) -> Admission {
+        slowpath::admit(self.ctx, punt, size, egress, self.watch)
     }
 
     #[inline(always)]

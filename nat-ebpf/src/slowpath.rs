@@ -13,7 +13,9 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, XskMap};
 use aya_ebpf::programs::XdpContext;
 use nat_common::abi::Port;
-use nat_common::abi::slowpath::{BURST, Bucket, CUT, MAX_FRAME, MAX_PORTS, MAX_QUEUES, Note, Tally};
+use nat_common::abi::slowpath::{
+    BUCKETS_OF_PORT, BURST, Bucket, CUT, MAX_FRAME, MAX_PORTS, MAX_QUEUES, Note, OVERFLOW, Tally,
+};
 use nat_common::pipeline::Admission;
 use nat_common::verdict::{Errand, Punt};
 
@@ -24,7 +26,7 @@ use crate::watch::Watch;
 static SOCKETS: XskMap = XskMap::pinned(MAX_PORTS * MAX_QUEUES, 0);
 
 #[map]
-static BUCKETS: Array<Bucket> = Array::pinned(MAX_PORTS * Errand::COUNT, 0);
+static BUCKETS: Array<Bucket> = Array::pinned(MAX_PORTS * BUCKETS_OF_PORT, 0);
 
 // Only the daemon uses this one. It stands here so that all maps are made alike.
 #[map]
@@ -39,12 +41,13 @@ const ABSENT: u32 = 2;
 
 /// Whether the slow path takes a packet. A trial takes no packet's place.
 #[inline(always)]
-pub(crate) fn admit(ctx: &XdpContext, punt: Punt, size: usize, watch: Watch) -> Admission {
-    if size > MAX_FRAME {
+pub(crate) fn admit(ctx: &XdpContext, punt: Punt, size: usize, egress: u32, watch: Watch) -> Admission {
+    // Before Linux 6.6 a socket takes no frame that is in several buffers.
+    if size > MAX_FRAME || ctx.data() + size > ctx.data_end() {
         return Admission::Kernel;
     }
     // SAFETY: the context is the one that the program was called with.
-    match unsafe { eipnat_admit(ctx.ctx, Errand::Carry(punt).number(), watch.place(0)) } {
+    match unsafe { eipnat_admit(ctx.ctx, Errand::Carry(punt).number(), egress, watch.place(0)) } {
         TAKEN => Admission::Taken,
         LIMITED => Admission::Limited,
         _ => Admission::Kernel,
@@ -64,7 +67,8 @@ pub(crate) fn hand_over(ctx: &XdpContext, errand: Errand) -> u32 {
 pub(crate) fn have_answered(ctx: &XdpContext, errand: Errand) -> u32 {
     // SAFETY: the context is the one that the program was called with.
     unsafe {
-        if eipnat_admit(ctx.ctx, errand.number(), 0) != TAKEN {
+        let ingress = (*ctx.ctx).ingress_ifindex;
+        if eipnat_admit(ctx.ctx, errand.number(), ingress, 0) != TAKEN {
             return XDP_DROP;
         }
         eipnat_hand_over(ctx.ctx, errand.number())
@@ -84,27 +88,41 @@ fn socket(ctx: *mut xdp_md, port: &Port) -> Option<u32> {
     port.socket(unsafe { (*ctx).rx_queue_index })
 }
 
-/// [`TAKEN`], [`LIMITED`] or [`ABSENT`]; `trial`: zero for a packet.
+/// [`TAKEN`], [`LIMITED`] or [`ABSENT`]; `egress`: the interface that the packet leaves by; `trial`: zero for a packet.
 ///
 /// # Safety
 /// `ctx` must be the context that the program was called with.
 #[unsafe(no_mangle)]
 #[inline(never)]
-unsafe extern "C" fn eipnat_admit(ctx: *mut xdp_md, errand: u32, trial: u32) -> u32 {
+unsafe extern "C" fn eipnat_admit(ctx: *mut xdp_md, errand: u32, egress: u32, trial: u32) -> u32 {
     let Some(port) = port(ctx) else { return ABSENT };
-    let (Some(socket), Some(&errand)) = (socket(ctx, &port), Errand::ALL.get(errand as usize)) else {
-        return ABSENT;
-    };
-    if SOCKETS.get(socket).is_none() {
+    let Some(&errand) = Errand::ALL.get(errand as usize) else { return ABSENT };
+    // Frames leave by an interface's first queue.
+    let way_out = maps::port(egress).and_then(|port| port.socket(0));
+    let is_there = |place: Option<u32>| place.is_some_and(|place| SOCKETS.get(place).is_some());
+    if !is_there(socket(ctx, &port)) || !is_there(way_out) {
         return ABSENT;
     }
     if trial != 0 {
         return TAKEN;
     }
-    let Some(bucket) = port.bucket(errand).and_then(|place| BUCKETS.get_ptr_mut(place)) else {
-        return ABSENT;
-    };
     let Some(interval) = maps::node().map(|node| u64::from(node.slow_path_interval)) else { return ABSENT };
+    if port.bucket(errand).is_some_and(|place| takes(place, interval)) {
+        return TAKEN;
+    }
+    // What can be finished at once the kernel may have, too, though not without end.
+    if matches!(errand, Errand::Carry(Punt::Fragment | Punt::Trailer))
+        && port.overflow().is_some_and(|place| takes(place, interval / OVERFLOW))
+    {
+        return ABSENT;
+    }
+    LIMITED
+}
+
+/// Whether a bucket has room for one more packet, of those that are so far apart on the long run.
+#[inline(always)]
+fn takes(place: u32, interval: u64) -> bool {
+    let Some(bucket) = BUCKETS.get_ptr_mut(place) else { return false };
     // SAFETY: the element stays, and every CPU changes it by atomic instructions alone.
     unsafe {
         let now = bpf_ktime_get_ns();
@@ -116,12 +134,12 @@ unsafe extern "C" fn eipnat_admit(ctx: *mut xdp_md, errand: u32, trial: u32) -> 
             }
             if replace(&raw mut (*bucket).due, due, next) == due {
                 add_one(&raw mut (*bucket).sent);
-                return TAKEN;
+                return true;
             }
         }
         add_one(&raw mut (*bucket).limited);
     }
-    LIMITED
+    false
 }
 
 /// Puts a [`Note`] in front of the frame and sends both to the socket of its queue.
@@ -134,9 +152,17 @@ unsafe extern "C" fn eipnat_hand_over(ctx: *mut xdp_md, errand: u32) -> u32 {
     let Some(socket) = port(ctx).and_then(|port| socket(ctx, &port)) else { return XDP_DROP };
     // SAFETY: helpers; the context is the program's own.
     let size = unsafe { bpf_xdp_get_buff_len(ctx) } as usize;
-    // SAFETY: as above.
-    if size > MAX_FRAME && unsafe { bpf_xdp_adjust_tail(ctx, CUT as i32 - size as i32) } != 0 {
-        return XDP_DROP;
+    let linear = {
+        let ctx = XdpContext::new(ctx);
+        ctx.data_end() - ctx.data()
+    };
+    if size > MAX_FRAME || size > linear {
+        let cut = if linear < CUT { linear } else { CUT };
+        // SAFETY: as above.
+        let refused = unsafe { bpf_xdp_adjust_tail(ctx, cut as i32 - size as i32) };
+        if refused != 0 {
+            return XDP_DROP;
+        }
     }
     // SAFETY: as above.
     if unsafe { bpf_xdp_adjust_head(ctx, -(size_of::<Note>() as i32)) } != 0 {
@@ -160,6 +186,7 @@ unsafe extern "C" fn eipnat_hand_over(ctx: *mut xdp_md, errand: u32) -> u32 {
 unsafe fn replace(place: *mut u64, old: u64, new: u64) -> u64 {
     let stood: u64;
     // SAFETY: the caller's. core has no atomic function on this target.
+    #[cfg(target_arch = "bpf")]
     unsafe {
         asm!(
             "r0 = cmpxchg_64({place} + 0, r0, {new})",
@@ -168,6 +195,12 @@ unsafe fn replace(place: *mut u64, old: u64, new: u64) -> u64 {
             inout("r0") old => stood,
             options(nostack),
         );
+    }
+    // Lints are checked as if for the machine that builds, which has no such register.
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        let _ = (place, new);
+        stood = old;
     }
     stood
 }

@@ -240,7 +240,7 @@ fn answers_are_the_documented_json() -> Result<()> {
             assert_eq!(keys(interface)?, BTreeSet::from(["mode", "name", "role"]));
         }
         let stats = daemon.json(&["stats"])?;
-        assert_eq!(keys(&stats)?, BTreeSet::from(["drops", "punts", "verdicts"]));
+        assert_eq!(keys(&stats)?, BTreeSet::from(["drops", "punts", "slow_path", "verdicts"]));
         for part in ["drops", "verdicts"] {
             let counters = stats[part].as_object().context("no object")?;
             assert!(counters.values().all(Value::is_u64), "{counters:?}");

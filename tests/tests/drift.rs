@@ -13,7 +13,7 @@ use aya::programs::Xdp;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya_obj::programs::XdpAttachType;
-use nat_common::abi::{Inbound, Node, Outbound, OutboundKey};
+use nat_common::abi::{Inbound, Node, Outbound, OutboundKey, Port};
 use nat_user::dataplane::xdp::XdpDataplane;
 use nat_user::dataplane::{Binding, Dataplane as _, Half, Place};
 use tests::lab::{
@@ -302,9 +302,9 @@ fn entries_of_the_maps_are_changed() -> Result<()> {
 
         ports.remove(&index)?;
         mended(bed)?;
-        ports.insert(index, [0; 16], 0)?;
+        ports.insert(index, [0; size_of::<Port>()], 0)?;
         mended(bed)?;
-        ports.insert(77, [3; 16], 0)?;
+        ports.insert(77, [3; size_of::<Port>()], 0)?;
         soon("a port of nobody's is removed", || Ok(ports.get(&77, 0).is_err()))?;
         egress.remove(index)?;
         mended(bed)?;

@@ -94,7 +94,8 @@ fn clippy() -> anyhow::Result<Outcome> {
 fn clippy_ebpf() -> anyhow::Result<Outcome> {
     let mut command = cargo();
     command
-        .args(["clippy", "--locked", "--package", "nat-ebpf", "--bins", "--features", "program"])
+        .args(["clippy", "--locked", "--package", "nat-ebpf", "--package", "yardsticks", "--bins"])
+        .args(["--features", "nat-ebpf/program,yardsticks/program"])
         .args(["--target-dir"])
         .arg(target_dir()?.join("ebpf-lint"))
         .args(["--", "-D", "warnings"])

@@ -13,6 +13,13 @@ pub const MAX_QUEUES: u32 = 128;
 /// How many packets an interface may send on an errand at once, in nanoseconds of their rate: as many as in a second.
 pub const BURST: u64 = 1_000_000_000;
 
+/// How many times as many packets as the slow path the kernel gets of those that either can finish, but that are too many for
+/// the slow path.
+pub const OVERFLOW: u64 = 20;
+
+/// Buckets of an interface: one for each errand, and one for what the kernel gets.
+pub const BUCKETS_OF_PORT: u32 = Errand::COUNT + 1;
+
 /// Largest frame that the slow path takes, in bytes: what a page holds besides headrooms and [`Note`].
 pub const MAX_FRAME: usize = 3800;
 
@@ -63,7 +70,8 @@ pub enum Tally {
 
 impl Tally {
     const KINDS: u32 = 4;
-    const FIRST_DROP: u32 = 64;
+    /// The place of the first drop; those of the others are by the numbers of their reasons. The same in every version.
+    pub const FIRST_DROP: u32 = 64;
     const ANNOUNCED: u32 = Self::FIRST_DROP - 1;
     const CONFLICT: u32 = Self::FIRST_DROP - 2;
 
@@ -119,6 +127,7 @@ mod tests {
         assert_eq!((port(0).socket(0), port(0).bucket(arp)), (None, None));
         assert_eq!((port(1).socket(0), port(1).socket(127), port(1).socket(128)), (Some(0), Some(127), None));
         assert_eq!(port(2).socket(0), Some(128));
-        assert_eq!(port(2).bucket(Errand::ALL[0]), port(1).bucket(Errand::ALL[5]).map(|last| last + 1));
+        assert_eq!(port(1).overflow(), port(1).bucket(Errand::ALL[5]).map(|last| last + 1));
+        assert_eq!(port(2).bucket(Errand::ALL[0]), port(1).overflow().map(|last| last + 1));
     }
 }

@@ -59,7 +59,7 @@ pub struct FibQuestion {
     /// Index of the interface that the packet came by.
     pub ifindex: u32,
     /// Zero. The answer is no longer than the question.
-    pub padding: [u8; 16],
+    pub padding: [u8; 32],
 }
 
 /// The FIB's answer, in the place of the question: a [`Route`].
@@ -74,12 +74,13 @@ pub struct FibAnswer {
     destination: Mac,
     /// The interface's.
     source: Mac,
-    /// The next hop's address: the gateway's, or the destination itself. All zero if it is no IPv4 address.
-    pub next_hop: Addr,
     /// The most that the way out takes, in bytes of an IP packet; 0 where the kernel does not tell.
     pub mtu: u32,
+    /// The next hop's address: the gateway's, or the destination itself; one of IPv6 (RFC 8950), or of IPv4 as one of those
+    /// (RFC 4291 §2.5.5.2). All zero if there is none.
+    pub next_hop: [u8; 16],
     /// Zero.
-    padding: [u8; 4],
+    padding: [u8; 8],
 }
 
 impl FibAnswer {
@@ -94,7 +95,7 @@ impl FibAnswer {
     /// A route as an answer.
     #[inline(always)]
     #[must_use]
-    pub const fn of(route: &Route, next_hop: Addr, mtu: u32) -> Self {
+    pub const fn of(route: &Route, next_hop: [u8; 16], mtu: u32) -> Self {
         let (kind, ifindex, destination, source) = match *route {
             Route::Via(egress) => (Self::VIA, egress.ifindex, egress.destination, egress.source),
             Route::Unresolved(ifindex) => (Self::UNRESOLVED, ifindex, [0; 6], [0; 6]),
@@ -104,7 +105,7 @@ impl FibAnswer {
             Route::Unreachable => (Self::UNREACHABLE, 0, [0; 6], [0; 6]),
             Route::Failed => (Self::FAILED, 0, [0; 6], [0; 6]),
         };
-        Self { kind, ifindex, destination, source, next_hop, mtu, padding: [0; 4] }
+        Self { kind, ifindex, destination, source, mtu, next_hop, padding: [0; 8] }
     }
 
     /// The route; `None` if this is no answer.
@@ -128,8 +129,8 @@ impl FibAnswer {
 }
 
 const _: () = assert!(size_of::<Ticket>() == LENGTH && size_of::<Outcome>() == LENGTH);
-const _: () = assert!(size_of::<FibQuestion>() == 32 && size_of::<FibAnswer>() == 32);
-const _: () = assert!(core::mem::offset_of!(FibAnswer, next_hop) == 20);
+const _: () = assert!(size_of::<FibQuestion>() == 48 && size_of::<FibAnswer>() == 48);
+const _: () = assert!(core::mem::offset_of!(FibAnswer, next_hop) == 24);
 
 #[cfg(test)]
 mod tests {
@@ -147,7 +148,7 @@ mod tests {
             Route::Unreachable,
             Route::Failed,
         ] {
-            assert_eq!(FibAnswer::of(&route, [192, 0, 2, 1], 1500).route(), Some(route));
+            assert_eq!(FibAnswer::of(&route, [1; 16], 1500).route(), Some(route));
         }
         assert_eq!(FibAnswer::zeroed().route(), None);
     }

@@ -1,4 +1,4 @@
-//! Finds a toolchain that can compile for the BPF target, and builds `nat-ebpf` with it.
+//! Finds a toolchain that can compile for the BPF target, and builds BPF programs with it.
 //!
 //! Rust has no prebuilt `core` for BPF on rustup, so there are two ways ([`Way`]):
 //! - **nightly**: rustup's nightly compiles `core` itself (`-Z build-std=core`), which needs its `rust-src`;
@@ -12,8 +12,9 @@ mod toolchain;
 
 use std::env;
 use std::ffi::OsStr;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, bail};
 
@@ -26,21 +27,73 @@ pub use toolchain::{
 pub const TARGET: &str =
     if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
 
-/// Names of the programs: the binaries of package `nat-ebpf`, and the files that [`build`] makes.
-pub const PROGRAMS: [&str; 2] = ["eipnat-xdp", "eipnat-fib"];
+/// A package of BPF programs.
+pub struct Package {
+    name: &'static str,
+    /// Its binaries, and the files that [`build`] makes.
+    programs: &'static [&'static str],
+    /// What they are made from, relative to the workspace's root: when one of these changes, they are out of date.
+    sources: &'static [&'static str],
+}
 
-/// What the programs are made from, relative to the workspace's root: when one of these changes, they are out of date.
-pub const SOURCES: [&str; 7] = [
-    "Cargo.lock",
-    "Cargo.toml",
-    "nat-common/Cargo.toml",
-    "nat-common/src",
-    "nat-ebpf/Cargo.toml",
-    "nat-ebpf/src",
-    "nat-ebpf/builder/src",
-];
+impl Package {
+    /// The product's.
+    pub const EIPNAT: Self = Self {
+        name: "nat-ebpf",
+        programs: &["eipnat-xdp", "eipnat-fib"],
+        sources: &["nat-common/Cargo.toml", "nat-common/src", "nat-ebpf/Cargo.toml", "nat-ebpf/src"],
+    };
+    /// What tests and benchmarks measure by.
+    pub const YARDSTICKS: Self = Self {
+        name: "yardsticks",
+        programs: &["yardsticks"],
+        sources: &["tests/yardsticks/Cargo.toml", "tests/yardsticks/src"],
+    };
+    /// What all are made from besides.
+    const SOURCES: [&'static str; 3] = ["Cargo.lock", "Cargo.toml", "nat-ebpf/builder/src"];
+}
 
-/// Compiles the programs of the workspace at `root`, with further features of the package, and returns the directory of the
+/// What a build script does to have a package's programs beside its crate: for
+/// `include_bytes!(concat!(env!("OUT_DIR"), "/PROGRAM"))`.
+#[must_use]
+pub fn embed(package: &Package, features: &[&str]) -> ExitCode {
+    match try_embed(package, features) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn try_embed(package: &Package, features: &[&str]) -> anyhow::Result<()> {
+    let manifest = env::var_os("CARGO_MANIFEST_DIR").context("not run by cargo")?;
+    let root = Path::new(&manifest).parent().context("the package stands in no workspace")?;
+    for source in Package::SOURCES.iter().chain(package.sources) {
+        println!("cargo::rerun-if-changed={}", root.join(source).display());
+    }
+    println!("cargo::rerun-if-env-changed={OVERRIDE}");
+
+    let toolchain = Toolchain::detect()?;
+    for program in toolchain.programs() {
+        println!("cargo::rerun-if-changed={}", program.display());
+    }
+    println!("cargo::rustc-env=EIPNAT_EBPF_COMPILER={toolchain}");
+
+    let out_dir = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set: not run by cargo")?);
+    let mut target_dir = shared_target_dir(&out_dir);
+    // Variants of the programs that are built at the same time do not overwrite each other.
+    target_dir.extend(features);
+    let objects = build(package, &toolchain, root, &target_dir, features)?;
+    for program in package.programs {
+        let (object, copy) = (objects.join(program), out_dir.join(program));
+        fs::copy(&object, &copy)
+            .with_context(|| format!("cannot copy {} to {}", object.display(), copy.display()))?;
+    }
+    Ok(())
+}
+
+/// Compiles a package's programs in the workspace at `root`, with further features of the package, and returns the directory of the
 /// object files.
 ///
 /// `target_dir` must not be one that a cargo which waits for this call is building in: two cargos in one target
@@ -50,6 +103,7 @@ pub const SOURCES: [&str; 7] = [
 /// When cargo cannot be started or a program does not compile. What the compiler had to say about it went to
 /// stderr.
 pub fn build(
+    package: &Package,
     toolchain: &Toolchain,
     root: &Path,
     target_dir: &Path,
@@ -65,7 +119,7 @@ pub fn build(
             "--locked",
             "--release",
             "--package",
-            "nat-ebpf",
+            package.name,
             "--bins",
             "--features",
             &[&["program"], features].concat().join(","),
@@ -89,7 +143,7 @@ pub fn build(
     };
     let status = cargo.status().with_context(|| format!("cannot start {}", toolchain.cargo.display()))?;
     if !status.success() {
-        bail!("the XDP program does not compile with {toolchain}");
+        bail!("the BPF programs of {} do not compile with {toolchain}", package.name);
     }
     Ok(target_dir.join(TARGET).join("release"))
 }
@@ -178,10 +232,10 @@ mod tests {
     fn the_shared_target_dir_stands_beside_the_profiles() {
         let dir = env::temp_dir().join(format!("nat-ebpf-builder-{}", std::process::id()));
         let out_dir = dir.join("target/debug/build/nat-user-0/out");
-        std::fs::create_dir_all(&out_dir).unwrap();
-        std::fs::write(dir.join("target/CACHEDIR.TAG"), "").unwrap();
+        fs::create_dir_all(&out_dir).unwrap();
+        fs::write(dir.join("target/CACHEDIR.TAG"), "").unwrap();
         let shared = shared_target_dir(&out_dir);
-        std::fs::remove_dir_all(&dir).unwrap();
+        fs::remove_dir_all(&dir).unwrap();
         assert_eq!(shared, dir.join("target/ebpf"));
     }
 }

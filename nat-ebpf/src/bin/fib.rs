@@ -43,9 +43,17 @@ fn eipnat_fib(ctx: TcContext) -> i32 {
     // SAFETY: the context is the one that the program was called with.
     let (result, fib) = unsafe { fib::ask(ctx.as_ptr(), &query) };
     // SAFETY: integers, which the question or the kernel has written.
-    let (next_hop, mtu) = unsafe { (fib.__bindgen_anon_4.ipv4_dst, fib.__bindgen_anon_1.mtu_result) };
+    let (v4, v6, mtu) = unsafe {
+        (fib.__bindgen_anon_4.ipv4_dst, fib.__bindgen_anon_4.ipv6_dst, fib.__bindgen_anon_1.mtu_result)
+    };
     // A gateway of IPv6 makes it that family.
-    let next_hop = if fib.family == fib::AF_INET { next_hop.to_ne_bytes() } else { [0; 4] };
+    let [a, b, c, d] =
+        if fib.family == fib::AF_INET { [0, 0, 0xffff_u32.to_be(), v4] } else { v6 }.map(u32::to_ne_bytes);
+    let mut next_hop = [0; 16];
+    next_hop[..4].copy_from_slice(&a);
+    next_hop[4..8].copy_from_slice(&b);
+    next_hop[8..12].copy_from_slice(&c);
+    next_hop[12..].copy_from_slice(&d);
     let answer = FibAnswer::of(&fib::route(result, &fib), next_hop, u32::from(mtu));
     // SAFETY: as above.
     unsafe { (start as *mut FibAnswer).write_unaligned(answer) };

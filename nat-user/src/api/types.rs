@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use crate::control::Control;
 use crate::dataplane::{self, Port};
 use crate::model::{self, Carried, Model, Name};
-pub use slow_path::{Claim, Frames, Lost, SlowPath, SlowPathReason, Socket};
+pub use slow_path::{Claim, Frames, Lost, Rings, SlowPath, SlowPathReason, Socket};
 pub use top::{PacketRates, Rates, SortBy, Top, TopQuery, TopRow};
 pub use usage::{Instant, UsagePage, UsageQuery, UsageRow};
 

@@ -108,6 +108,7 @@ fn slow_path(raw: &raw::SlowPath) -> Result<SlowPath> {
         })
     });
     Ok(SlowPath {
+        enabled: raw.enabled.unwrap_or(default.enabled),
         rate: rate("rate", raw.rate, default.rate, MAX_SLOW_RATE)?,
         icmp_rate: rate("icmp_rate", raw.icmp_rate, default.icmp_rate, MAX_SLOW_RATE)?,
         icmp_rate_to_one: rate(

@@ -78,6 +78,8 @@ pub struct Datapath {
 /// What the fast path cannot do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlowPath {
+    /// Whether there is one. Without it the kernel's own stack finishes what the fast path cannot, and nobody is answered.
+    pub enabled: bool,
     /// Most packets a second that an interface sends there for one reason. As many may come at once.
     pub rate: NonZeroU32,
     /// Most ICMP errors a second that the node makes.
@@ -96,6 +98,7 @@ impl Default for SlowPath {
             NonZeroU32::new(rate).expect("not zero")
         }
         Self {
+            enabled: true,
             rate: rate(1000),
             icmp_rate: rate(1000),
             icmp_rate_to_one: rate(100),

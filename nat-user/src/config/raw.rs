@@ -13,6 +13,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("datapath.mode", r#""auto""#),
     ("datapath.max_bindings", "1048576"),
     ("datapath.pin_path", r#""/sys/fs/bpf/eipnat""#),
+    ("slow_path.enabled", "true"),
     ("slow_path.rate", "1000"),
     ("slow_path.icmp_rate", "1000"),
     ("slow_path.icmp_rate_to_one", "100"),
@@ -96,6 +97,7 @@ pub(super) struct Datapath {
 #[derive(Default, Deserialize)]
 #[serde(default, expecting = "a table")]
 pub(super) struct SlowPath {
+    pub(super) enabled: Option<bool>,
     pub(super) rate: Option<i64>,
     pub(super) icmp_rate: Option<i64>,
     pub(super) icmp_rate_to_one: Option<i64>,

@@ -1,6 +1,6 @@
 //! What the datapath would do with a packet that nobody has sent.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use nat_common::abi::{Addr, AddressKind, Port};
 use nat_common::pipeline::{Query, Route};
@@ -25,7 +25,7 @@ pub struct Way {
     /// As the program sees it.
     pub route: Route,
     /// The next hop's address, where the kernel tells.
-    pub next_hop: Option<Ipv4Addr>,
+    pub next_hop: Option<IpAddr>,
     /// The most that the way out takes, in bytes of an IP packet; 0 where the kernel does not tell.
     pub mtu: u16,
 }

@@ -7,7 +7,7 @@
 mod recorder;
 mod words;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use nat_common::pipeline::{self, Direction};
 use nat_common::verdict::{Counter, Verdict};
@@ -102,8 +102,8 @@ pub struct Leaves {
     /// The interface that it leaves by; absent if the slow path or the kernel's own stack gets it.
     pub by: Option<String>,
     /// The next hop.
-    #[schema(value_type = Option<String>, format = Ipv4)]
-    pub next_hop: Option<Ipv4Addr>,
+    #[schema(value_type = Option<String>)]
+    pub next_hop: Option<IpAddr>,
     /// The packet in a line.
     pub packet: String,
     /// The frame, in hexadecimal digits.

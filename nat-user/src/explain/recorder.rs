@@ -110,12 +110,14 @@ impl Node for Recorder<'_> {
         way.route
     }
 
-    fn admit(&mut self, _: Punt, size: usize) -> Admission {
+    fn admit(&mut self, _: Punt, size: usize, egress: u32) -> Admission {
         if self.is_slow_path {
             return Admission::Here;
         }
         // A trial takes nobody's place, so there is always one for it.
-        let is_taken = size <= MAX_FRAME && self.dataplane.is_slow_path_on(self.ifindex);
+        let has_slow_path =
+            [self.ifindex, egress].iter().all(|ifindex| self.dataplane.is_slow_path_on(*ifindex));
+        let is_taken = size <= MAX_FRAME && has_slow_path;
         let admission = if is_taken { Admission::Taken } else { Admission::Kernel };
         self.facts.push(Fact::Admission(admission));
         admission

@@ -35,7 +35,10 @@ fn the_way_in_is_told_step_by_step() {
     );
     let leaves = told.leaves.unwrap();
     assert_eq!(leaves.packet, "udp 198.51.100.9:40000 > 10.0.0.2:53, ttl 63, 28 bytes");
-    assert_eq!((leaves.by.as_deref(), leaves.next_hop), (Some("dn0"), Some(Ipv4Addr::new(10, 0, 0, 2))));
+    assert_eq!(
+        (leaves.by.as_deref(), leaves.next_hop),
+        (Some("dn0"), Some(Ipv4Addr::new(10, 0, 0, 2).into()))
+    );
     let changed: Vec<_> = leaves.changes.iter().map(|change| change.field.as_str()).collect();
     assert_eq!(
         changed,

@@ -1,6 +1,6 @@
 //! Facts in words.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use nat_common::abi::{AddressKind, Port};
 use nat_common::pipeline::{Admission, Query, Route};
@@ -137,7 +137,7 @@ fn route(way: &Way, dataplane: &dyn Dataplane) -> String {
 }
 
 /// The next hop that the last route names.
-pub(super) fn next_hop(facts: &[Fact]) -> Option<Ipv4Addr> {
+pub(super) fn next_hop(facts: &[Fact]) -> Option<IpAddr> {
     facts.iter().rev().find_map(|fact| match fact {
         Fact::Route(_, Way { route: Route::Via(_) | Route::Unresolved(_), next_hop, .. }) => Some(*next_hop),
         _ => None,

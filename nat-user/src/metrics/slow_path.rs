@@ -57,6 +57,12 @@ pub(super) fn families(report: &Report) -> Vec<Family> {
             frames(report),
         ),
         (
+            "eipnat_slow_path_ring_frames",
+            "Frames that stand in the AF_XDP sockets' rings.",
+            MetricType::GAUGE,
+            rings(report),
+        ),
+        (
             "eipnat_slow_path_lost_packets_total",
             "Packets that have not come into an AF_XDP socket.",
             MetricType::COUNTER,
@@ -101,6 +107,24 @@ fn frames(report: &Report) -> Vec<Metric> {
     let sample =
         |((interface, holder), frames)| gauge(&[("interface", interface), ("holder", holder)], frames as u64);
     sums.into_iter().map(sample).collect()
+}
+
+fn rings(report: &Report) -> Vec<Metric> {
+    let mut sums: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for socket in &report.state.sockets {
+        let rings = socket.rings;
+        for (ring, frames) in [
+            ("fill", rings.fill),
+            ("receive", rings.receive),
+            ("send", rings.send),
+            ("completion", rings.completion),
+        ] {
+            *sums.entry((&socket.interface, ring)).or_default() += u64::from(frames);
+        }
+    }
+    sums.into_iter()
+        .map(|((interface, ring), frames)| gauge(&[("interface", interface), ("ring", ring)], frames))
+        .collect()
 }
 
 fn lost(report: &Report) -> Vec<Metric> {

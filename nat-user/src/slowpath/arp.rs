@@ -12,7 +12,7 @@ use nat_common::wire::ethernet;
 /// How often an EIP is defended at most (RFC 5227 §2.4, `DEFEND_INTERVAL`).
 const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How many conflicts are remembered, the oldest of which are forgotten first.
+/// How many conflicts are remembered. More are not answered.
 const MAX_CONFLICTS: usize = 1024;
 
 /// To everybody.
@@ -54,11 +54,13 @@ pub struct Arp {
 }
 
 impl Arp {
-    /// What there is to be done about an ARP frame that has come by an interface with that MAC address.
+    /// What there is to be done about an ARP frame that has come by an interface with that MAC address; `is_node`: whether
+    /// another one is an interface's of this node.
     pub fn react(
         &mut self,
         frame: &[u8],
         own: Mac,
+        is_node: impl Fn(Mac) -> bool,
         mut is_ours: impl FnMut(Addr) -> bool,
         now: Instant,
     ) -> Reaction {
@@ -68,7 +70,7 @@ impl Arp {
         };
         let packet = Packet(packet);
         let (sender, mac) = (packet.sender(), packet.sender_mac());
-        if !packet.is_ipv4() || mac == own || mac[0] & 1 != 0 {
+        if !packet.is_ipv4() || mac == own || is_node(mac) || mac[0] & 1 != 0 {
             return Reaction::None;
         }
         if is_ours(sender) {
@@ -85,8 +87,8 @@ impl Arp {
         let is_due = before.is_none_or(|before| now.duration_since(before.defended) >= DEFEND_INTERVAL);
         let defended = before.map_or(now, |before| if is_due { now } else { before.defended });
         if before.is_none() && self.conflicts.len() >= MAX_CONFLICTS {
-            let oldest = self.conflicts.iter().min_by_key(|(_, conflict)| conflict.last).map(|(eip, _)| *eip);
-            oldest.map(|oldest| self.conflicts.remove(&oldest));
+            // Whoever claims so many means no good, and shall not make us speak as often.
+            return Reaction::Conflict { eip, mac, defence: None };
         }
         self.conflicts.insert(eip, Conflict { mac, last: now, defended });
         Reaction::Conflict { eip, mac, defence: is_due.then(|| announcement(own, eip)) }

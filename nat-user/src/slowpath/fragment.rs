@@ -13,8 +13,11 @@ const NO_OPERATION: u8 = 1;
 /// More fragments.
 const MF: u16 = 0x2000;
 
+/// The largest offset of a fragment, in units of 8 bytes: what stands above it are flags.
+const MAX_OFFSET: u16 = 0x1fff;
+
 /// Cuts a packet into frames whose packets have at most `mtu` bytes; `ip` is its header in `frame`. None if no more than 8 bytes
-/// of payload fit, or the header is none that a router takes.
+/// of payload fit, the header is none that a router takes, or the packet would reach beyond what an offset can say.
 #[must_use]
 pub fn fragment(frame: &[u8], ip: &Ipv4, mtu: u16) -> Option<Vec<Vec<u8>>> {
     let (link, packet) = (frame.get(..ip.at)?, frame.get(ip.at..ip.end())?);
@@ -32,6 +35,9 @@ pub fn fragment(frame: &[u8], ip: &Ipv4, mtu: u16) -> Option<Vec<Vec<u8>>> {
         let fits = rest.len() + header.len() <= usize::from(mtu);
         let (part, after) = rest.split_at(if fits { rest.len() } else { room });
         let offset = ip.fragment_offset + u16::try_from((payload.len() - rest.len()) / 8).ok()?;
+        if offset > MAX_OFFSET {
+            return None;
+        }
         let flags = if after.is_empty() && !ip.more_fragments { 0 } else { MF };
         let mut fragment = [link, header, part].concat();
         let length = u16::try_from(header.len() + part.len()).ok()?;

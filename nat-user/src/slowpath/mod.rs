@@ -25,6 +25,7 @@ mod worker;
 
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -36,6 +37,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use self::limits::Limits;
 use self::neighbours::Neighbours;
+use self::ports::Ports;
 pub use self::ports::{Interface, SocketState};
 use self::router::{Kernel, Router};
 use self::worker::Worker;
@@ -43,6 +45,9 @@ use crate::config;
 
 /// For how long a conflict is shown after the last sign of it.
 pub const CONFLICT_SHOWN: Duration = Duration::from_mins(10);
+
+/// How long the thread stands back for others.
+const PAUSE: Duration = Duration::from_micros(50);
 
 /// The slow path, from outside.
 pub struct SlowPath {
@@ -52,13 +57,32 @@ pub struct SlowPath {
 
 struct Shared {
     worker: Mutex<Worker>,
+    /// How many others want the lock.
+    others: AtomicUsize,
+    neighbours: Neighbours,
     /// Wakes the thread.
     wake: OwnedFd,
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Worker> {
+    /// The worker, for itself.
+    fn worker(&self) -> MutexGuard<'_, Worker> {
         self.worker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The worker, for others.
+    fn lock(&self) -> MutexGuard<'_, Worker> {
+        self.others.fetch_add(1, Ordering::Relaxed);
+        let worker = self.worker();
+        self.others.fetch_sub(1, Ordering::Relaxed);
+        worker
+    }
+
+    /// Waits until nobody else wants the lock: whoever has just released it would be the first to get it again.
+    fn let_others_in(&self) {
+        while self.others.load(Ordering::Relaxed) > 0 {
+            thread::sleep(PAUSE);
+        }
     }
 
     fn wake(&self) {
@@ -96,9 +120,10 @@ impl SlowPath {
     /// If the kernel's neighbours cannot be listened to, or there is no thread to be had.
     pub fn start(kernel: Box<dyn Kernel>, config: &config::SlowPath) -> anyhow::Result<Self> {
         let router = Router::new(Limits::new(config.icmp_rate, config.icmp_rate_to_one));
-        let worker = Worker::new(kernel, router, ports::Ports::new(Neighbours::open()?, config.zero_copy));
+        let worker = Mutex::new(Worker::new(kernel, router, Ports::new(config.zero_copy)));
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let shared = Arc::new(Shared { worker: Mutex::new(worker), wake });
+        let neighbours = Neighbours::open()?;
+        let shared = Arc::new(Shared { worker, others: AtomicUsize::new(0), neighbours, wake });
         let (served, cpu) = (Arc::clone(&shared), config.cpu);
         let thread = thread::Builder::new().name("slow-path".to_owned()).spawn(move || {
             pin(cpu);
@@ -108,7 +133,7 @@ impl SlowPath {
     }
 
     /// Sees to it that each of these interfaces has sockets, and calls `register` for each with its interface, its queue and
-    /// the descriptor that the fast path finds it by.
+    /// the descriptor that the fast path finds it by. Answers whether EIPs are to be announced anew.
     ///
     /// # Errors
     /// Those of `register`.
@@ -117,17 +142,23 @@ impl SlowPath {
         interfaces: &[Interface],
         public_ip: Option<Ipv4Addr>,
         mut register: impl FnMut(&Interface, u32, &OwnedFd) -> anyhow::Result<()>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<bool> {
         let mut worker = self.shared.lock();
-        let has_changed = worker.serve(interfaces, public_ip);
+        let changes = worker.serve(interfaces, public_ip);
         for (interface, queue, socket) in worker.sockets() {
             register(interface, queue, socket.readiness())?;
         }
         drop(worker);
-        if has_changed {
+        if changes.sockets {
             self.shared.wake();
         }
-        Ok(())
+        Ok(changes.links)
+    }
+
+    /// Whether the thread still works.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
     /// Tells the uplinks' networks that these EIPs are here, as far as they are in one (RFC 5227 §2.3).

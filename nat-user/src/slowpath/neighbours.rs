@@ -1,5 +1,6 @@
 //! The kernel's neighbours (rtnetlink(7)): it asks for their MAC addresses, and tells what it has learnt.
 
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use anyhow::Context as _;
@@ -39,12 +40,16 @@ impl Neighbours {
     pub(super) fn resolve(&self, (ifindex, address): Neighbour) -> anyhow::Result<()> {
         let mut neighbour = NeighbourMessage::default();
         neighbour.header = NeighbourHeader {
-            family: AddressFamily::Inet,
+            family: if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 },
             ifindex,
             flags: NeighbourFlags::Use,
             ..NeighbourHeader::default()
         };
-        neighbour.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(address)));
+        let destination = match address {
+            IpAddr::V4(address) => NeighbourAddress::Inet(address),
+            IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+        };
+        neighbour.attributes.push(NeighbourAttribute::Destination(destination));
         let mut message = NetlinkMessage::new(
             NetlinkHeader::default(),
             NetlinkPayload::from(RouteNetlinkMessage::NewNeighbour(neighbour)),
@@ -79,7 +84,10 @@ fn read(datagram: &[u8], news: &mut Vec<Neighbour>) {
         {
             news.extend(neighbour.attributes.iter().filter_map(|attribute| match attribute {
                 NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
-                    Some((neighbour.header.ifindex, *address))
+                    Some((neighbour.header.ifindex, IpAddr::from(*address)))
+                }
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
+                    Some((neighbour.header.ifindex, IpAddr::from(*address)))
                 }
                 _ => None,
             }));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use log::{info, warn};
@@ -11,17 +12,21 @@ use nat_common::abi::slowpath::MAX_QUEUES;
 use nat_common::abi::{Addr, Mac, Port};
 
 use super::frames::Shares;
-use super::neighbours::Neighbours;
 use super::router::Wire;
-use super::socket::{Copying, Lost, Socket};
+use super::socket::{Copying, Lost, Occupancy, Socket};
 use super::waiting::Neighbour;
 
 /// How many frames all queues of an interface have together to receive into, if each has as many as it may.
-const TO_RECEIVE: u32 = 8192;
+const TO_RECEIVE: u32 = 16 * 1024;
 
-/// The most and the fewest that one has, in powers of two. The most are as many packets as come at once at the default rate.
-const MOST: u32 = 1024;
-const FEWEST: u32 = 256;
+/// The most and the fewest that one has, in powers of two. With up to sixteen queues each has as many as come at once for one
+/// reason at the default rate; with up to four, four times as many.
+const MOST: u32 = 4096;
+const FEWEST: u32 = 512;
+
+/// How long a queue is left alone that has no socket to be had. Interfaces have more queues than they use, and those in use
+/// come first.
+const RETRY: Duration = Duration::from_mins(1);
 
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +41,10 @@ pub struct Interface {
     pub addresses: Vec<Ipv4Net>,
     /// How many queues it may have.
     pub queues: u32,
+    /// Whether there is somebody at the other end.
+    pub has_carrier: bool,
+    /// Whether the fast path runs in its driver, which may write to the sockets' memory then.
+    pub is_native: bool,
 }
 
 /// An interface with its sockets.
@@ -43,8 +52,19 @@ struct Served {
     interface: Interface,
     /// By queue.
     sockets: BTreeMap<u32, Socket>,
-    /// Why the last queue has none.
+    /// Why the first queue has none.
     trouble: Option<String>,
+    /// When the first was tried that has none.
+    tried: Option<Instant>,
+}
+
+/// What has changed of the interfaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Changes {
+    /// Sockets have come or gone.
+    pub sockets: bool,
+    /// An uplink has come, or has got a carrier, an address or another MAC address: who is there has to be told of EIPs.
+    pub links: bool,
 }
 
 /// How a socket does.
@@ -58,6 +78,8 @@ pub struct SocketState {
     pub copying: Copying,
     /// How its frames are shared out.
     pub shares: Shares,
+    /// What stands in its rings.
+    pub rings: Occupancy,
     /// What has not come into it.
     pub lost: Lost,
 }
@@ -66,36 +88,53 @@ pub struct SocketState {
 pub(super) struct Ports {
     served: BTreeMap<u32, Served>,
     zero_copy: bool,
-    neighbours: Neighbours,
+    /// Whether interfaces have been given before: those of the first time were there before the slow path.
+    has_begun: bool,
+    /// Who is to be asked for once the lock is released, since the kernel may take its time.
+    asked: Vec<Neighbour>,
     /// Source of errors where the interface has no address that may be shown.
     public_ip: Option<Ipv4Addr>,
 }
 
 impl Ports {
-    pub(super) fn new(neighbours: Neighbours, zero_copy: bool) -> Self {
-        Self { served: BTreeMap::new(), zero_copy, neighbours, public_ip: None }
+    pub(super) fn new(zero_copy: bool) -> Self {
+        Self { served: BTreeMap::new(), zero_copy, has_begun: false, asked: Vec::new(), public_ip: None }
     }
 
     pub(super) fn set_public_ip(&mut self, public_ip: Option<Ipv4Addr>) {
         self.public_ip = public_ip;
     }
 
-    /// Sees to it that each of these interfaces has a socket on each of its queues, and no other has. Answers whether any came
-    /// or went.
-    pub(super) fn serve(&mut self, interfaces: &[Interface]) -> bool {
+    /// Sees to it that each of these interfaces has a socket on each of its queues, and no other has.
+    pub(super) fn serve(&mut self, interfaces: &[Interface]) -> Changes {
         let before = self.served.len();
         self.served.retain(|ifindex, _| interfaces.iter().any(|interface| interface.ifindex == *ifindex));
-        let mut has_changed = before != self.served.len();
+        let mut changes = Changes { sockets: before != self.served.len(), links: false };
         for interface in interfaces {
+            let is_link = interface.port.is_uplink() && interface.has_carrier;
+            let known = self.served.get(&interface.ifindex).map(|served| &served.interface);
+            let is_as_before = known.is_some_and(|known| {
+                known.has_carrier
+                    && known.port.mac == interface.port.mac
+                    && known.addresses == interface.addresses
+            });
+            changes.links |= self.has_begun && is_link && !is_as_before;
             let served = self.served.entry(interface.ifindex).or_insert_with(|| Served {
                 interface: interface.clone(),
                 sockets: BTreeMap::new(),
                 trouble: None,
+                tried: None,
             });
             served.interface.clone_from(interface);
-            has_changed |= served.open_missing(self.zero_copy);
+            changes.sockets |= served.close_dead() | served.open_missing(self.zero_copy);
         }
-        has_changed
+        self.has_begun = true;
+        changes
+    }
+
+    /// The neighbours that are to be asked for.
+    pub(super) fn take_asked(&mut self) -> Vec<Neighbour> {
+        std::mem::take(&mut self.asked)
     }
 
     /// Each socket's interface and queue.
@@ -111,15 +150,20 @@ impl Ports {
     }
 
     /// How each does.
-    pub(super) fn states(&self) -> Vec<SocketState> {
-        let state = |(interface, queue, socket): (&Interface, u32, &Socket)| SocketState {
-            interface: interface.name.clone(),
+    pub(super) fn states(&mut self) -> Vec<SocketState> {
+        let sockets = self.served.values_mut().flat_map(|served| {
+            let name = &served.interface.name;
+            served.sockets.iter_mut().map(move |(queue, socket)| (name, *queue, socket))
+        });
+        let state = |(interface, queue, socket): (&String, u32, &mut Socket)| SocketState {
+            interface: interface.clone(),
             queue,
             copying: socket.copying(),
             shares: socket.shares(),
+            rings: socket.occupancy(),
             lost: socket.lost().unwrap_or_default(),
         };
-        self.sockets().map(state).collect()
+        sockets.map(state).collect()
     }
 
     /// Takes some of what has come by any interface.
@@ -136,46 +180,45 @@ impl Ports {
         self.served.values_mut().flat_map(|served| served.sockets.values_mut()).for_each(Socket::kick);
     }
 
-    /// Where news of neighbours comes from.
-    pub(super) const fn neighbours(&self) -> &Neighbours {
-        &self.neighbours
-    }
-
-    /// The neighbours of which there is news.
-    pub(super) fn news(&self) -> (Vec<Neighbour>, bool) {
-        self.neighbours.news()
-    }
-
-    /// The uplinks in whose network an address is, with their MAC addresses.
-    pub(super) fn on_link(&self, address: Ipv4Addr) -> Vec<(u32, Mac)> {
+    /// An uplink in whose network an address is, with its MAC address.
+    pub(super) fn on_link(&self, address: Ipv4Addr) -> Option<(u32, Mac)> {
         let is_on = |served: &&Served| {
             served.interface.port.is_uplink()
+                && served.interface.has_carrier
                 && served.interface.addresses.iter().any(|network| network.contains(&address))
         };
-        self.served
-            .values()
-            .filter(is_on)
-            .map(|served| (served.interface.ifindex, served.interface.port.mac))
-            .collect()
+        let served = self.served.values().find(is_on)?;
+        Some((served.interface.ifindex, served.interface.port.mac))
     }
 }
 
 impl Served {
+    /// Closes sockets whose interface has been taken from under them: one of the same index may have come in its place.
+    fn close_dead(&mut self) -> bool {
+        let before = self.sockets.len();
+        self.sockets.retain(|_, socket| socket.is_alive());
+        before != self.sockets.len()
+    }
+
     /// Opens a socket on each queue that has none. Answers whether there is one more.
     fn open_missing(&mut self, zero_copy: bool) -> bool {
         let before = self.sockets.len();
+        if before > 0 && self.tried.is_some_and(|tried| tried.elapsed() < RETRY) {
+            return false;
+        }
         let queues = self.interface.queues.min(MAX_QUEUES);
         let to_receive = (TO_RECEIVE / queues.max(1)).clamp(FEWEST, MOST);
         // To a power of two, downwards.
         let to_receive = 1 << to_receive.ilog2();
-        for queue in (0..queues).filter(|queue| !self.sockets.contains_key(queue)).collect::<Vec<_>>() {
-            match open(&self.interface.name, queue, to_receive, zero_copy) {
+        let missing: Vec<u32> = (0..queues).filter(|queue| !self.sockets.contains_key(queue)).collect();
+        for queue in missing {
+            match open(&self.interface, queue, to_receive, zero_copy) {
                 Ok(socket) => {
                     self.sockets.insert(queue, socket);
                     self.trouble = None;
                 }
                 Err(error) => {
-                    // An interface may have more queues than it uses, and those in use come first.
+                    self.tried = Some(Instant::now());
                     let trouble = format!("{error:#}");
                     if queue == 0 && self.trouble.as_ref() != Some(&trouble) {
                         warn!(
@@ -200,12 +243,12 @@ impl Served {
     }
 }
 
-fn open(interface: &str, queue: u32, to_receive: u32, zero_copy: bool) -> anyhow::Result<Socket> {
-    let copied = || Socket::open(interface, queue, to_receive, Copying::Copy);
-    if !zero_copy {
+fn open(interface: &Interface, queue: u32, to_receive: u32, zero_copy: bool) -> anyhow::Result<Socket> {
+    let copied = || Socket::open(&interface.name, queue, to_receive, Copying::Copy);
+    if !zero_copy || !interface.is_native {
         return copied();
     }
-    Socket::open(interface, queue, to_receive, Copying::ZeroCopy).or_else(|_| copied())
+    Socket::open(&interface.name, queue, to_receive, Copying::ZeroCopy).or_else(|_| copied())
 }
 
 impl Wire for Ports {
@@ -214,27 +257,29 @@ impl Wire for Ports {
         served.sockets.values_mut().next().is_some_and(|socket| socket.send(frame))
     }
 
-    fn own_address(&mut self, ifindex: u32) -> Option<Addr> {
+    fn own_address(&mut self, ifindex: u32, to: Addr) -> Option<Addr> {
         let served = self.served.get(&ifindex)?;
+        let to = Ipv4Addr::from(to);
         let is_uplink = served.interface.port.is_uplink();
-        // Outside, an address is shown that can be answered; inside, the one that the VMs know.
-        let shown = served.address(|address| !is_uplink || crate::dataplane::may_be_public(address));
+        // Best the one in whose network the receiver is: the one that it knows.
+        let near = served.interface.addresses.iter().find(|network| network.contains(&to)).map(Ipv4Net::addr);
+        // Outside, an address is shown that can be answered.
+        let shown = || served.address(|address| !is_uplink || crate::dataplane::may_be_public(address));
+        let outside = || is_uplink.then_some(self.public_ip).flatten();
+        let any = || served.address(|_| true);
         let of_its_kind = || {
             let mut others =
                 self.served.values().filter(|other| other.interface.port.role == served.interface.port.role);
             others.find_map(|other| other.address(|_| true))
         };
-        let outside = is_uplink.then_some(self.public_ip).flatten();
-        shown
-            .or(outside)
-            .or_else(|| served.address(|_| true))
-            .or_else(of_its_kind)
-            .map(|address| address.octets())
+        near.or_else(shown).or_else(outside).or_else(any).or_else(of_its_kind).map(|address| address.octets())
+    }
+
+    fn is_own(&self, mac: Mac) -> bool {
+        self.served.values().any(|served| served.interface.port.mac == mac)
     }
 
     fn resolve(&mut self, neighbour: Neighbour) {
-        if let Err(error) = self.neighbours.resolve(neighbour) {
-            warn!("the kernel cannot be asked for {}: {error:#}", neighbour.1);
-        }
+        self.asked.push(neighbour);
     }
 }

@@ -34,8 +34,10 @@ pub trait Kernel: Node + Send {
 pub trait Wire {
     /// Sends a frame. Answers whether the interface takes it.
     fn send(&mut self, ifindex: u32, frame: &[u8]) -> bool;
-    /// The node's own address that an error comes from which goes back by an interface.
-    fn own_address(&mut self, ifindex: u32) -> Option<Addr>;
+    /// The node's own address that an error comes from which goes back by an interface to that receiver.
+    fn own_address(&mut self, ifindex: u32, to: Addr) -> Option<Addr>;
+    /// Whether a MAC address is one of the node's.
+    fn is_own(&self, mac: Mac) -> bool;
     /// Has a neighbour's MAC address asked for.
     fn resolve(&mut self, neighbour: Neighbour);
 }
@@ -133,7 +135,9 @@ impl Router {
                     return self.waiting.put_back(neighbour, queue);
                 }
                 (fate, Waiter::Packet(packet)) => self.settle(fate, packet, since, now, around),
-                (Fate::Waits(other), waiter) => self.wait(other, since, waiter, around),
+                (Fate::Waits(other), waiter) => {
+                    self.wait(other, since, waiter, around);
+                }
                 (_, Waiter::Answer(..)) => {}
             }
         }
@@ -182,7 +186,9 @@ impl Router {
         match fate {
             Fate::Sent => around.kernel.count(Tally::Carried(packet.errand)),
             Fate::Done => {}
-            Fate::Waits(neighbour) => self.wait(neighbour, since, Waiter::Packet(packet), around),
+            Fate::Waits(neighbour) => {
+                self.wait(neighbour, since, Waiter::Packet(packet), around);
+            }
             Fate::Dropped(reject, cause) => {
                 Self::drop(&packet, reject, around);
                 self.tell(&packet, cause, now, around);
@@ -190,12 +196,25 @@ impl Router {
         }
     }
 
-    fn wait(&mut self, neighbour: Neighbour, since: Instant, waiter: Waiter, around: &mut Around<'_>) {
+    /// Has something wait, and answers whether there was room.
+    fn wait(
+        &mut self,
+        neighbour: Neighbour,
+        since: Instant,
+        waiter: Waiter,
+        around: &mut Around<'_>,
+    ) -> bool {
         match self.waiting.add(neighbour, since, waiter) {
             Added::First => around.wire.resolve(neighbour),
-            Added::Full(Waiter::Packet(packet)) => Self::drop(&packet, Reject::SlowPathFull, around),
-            Added::Behind | Added::Full(Waiter::Answer(..)) => {}
+            Added::Behind => {}
+            Added::Full(waiter) => {
+                if let Waiter::Packet(packet) = waiter {
+                    Self::drop(&packet, Reject::SlowPathFull, around);
+                }
+                return false;
+            }
         }
+        true
     }
 
     /// Judges a packet like the fast path, and does what that could not.
@@ -239,36 +258,39 @@ impl Router {
     /// Tells a packet's sender why it did not get on, if that is to be told.
     fn tell(&mut self, packet: &Packet, cause: Option<Cause>, now: Instant, around: &mut Around<'_>) {
         let Some(cause) = cause else { return };
-        let tally = match self.error(packet, cause, around) {
-            Some(error) => {
-                if let Fate::Waits(neighbour) = send_answer(packet.ifindex, &error, around) {
-                    self.wait(neighbour, now, Waiter::Answer(packet.ifindex, error), around);
+        let is_answered = self.error(packet, cause, around).is_some_and(|error| {
+            match send_answer(packet.ifindex, &error, around) {
+                Fate::Waits(neighbour) => {
+                    self.wait(neighbour, now, Waiter::Answer(packet.ifindex, error), around)
                 }
-                Tally::Answered(packet.errand)
+                fate => matches!(fate, Fate::Sent),
             }
-            None => Tally::Unanswered(packet.errand),
-        };
-        around.kernel.count(tally);
+        });
+        let tally = if is_answered { Tally::Answered } else { Tally::Unanswered };
+        around.kernel.count(tally(packet.errand));
     }
 
     /// The error about a packet, if there may be one.
     fn error(&mut self, packet: &Packet, cause: Cause, around: &mut Around<'_>) -> Option<Vec<u8>> {
         let mut bytes = packet.bytes.clone();
         let ip = Ipv4::parse(&mut Cut { bytes: &mut bytes, size: packet.size }).ok()?;
-        if !icmp::may_be_answered(&packet.bytes, &ip) || !self.limits.admit(ip.source.into()) {
+        if !icmp::may_be_answered(&packet.bytes, &ip) || !self.limits.admit(ip.source.into(), cause) {
             return None;
         }
-        let source = around.wire.own_address(packet.ifindex)?;
+        let source = around.wire.own_address(packet.ifindex, ip.source)?;
         self.id = self.id.wrapping_add(1);
         icmp::error(&packet.bytes, &ip, cause, source.into(), self.id).ok()
     }
 
     fn answer_arp(&mut self, packet: &Packet, now: Instant, around: &mut Around<'_>) -> Fate {
         let Some(own) = around.kernel.port(packet.ifindex).map(|port| port.mac) else { return Fate::Done };
-        match self.arp.react(&packet.bytes, own, |addr| around.kernel.inbound(addr).is_some(), now) {
+        let Around { kernel, wire } = around;
+        let is_node = |mac| wire.is_own(mac);
+        match self.arp.react(&packet.bytes, own, is_node, |addr| kernel.inbound(addr).is_some(), now) {
             Reaction::Reply(reply) => {
-                around.wire.send(packet.ifindex, &reply);
-                around.kernel.count(Tally::Answered(packet.errand));
+                let is_sent = around.wire.send(packet.ifindex, &reply);
+                let tally = if is_sent { Tally::Answered } else { Tally::Unanswered };
+                around.kernel.count(tally(packet.errand));
             }
             Reaction::Conflict { eip, mac, defence } => {
                 around.kernel.count(Tally::Conflict);
@@ -277,8 +299,9 @@ impl Router {
                         "{} claims to hold {eip}, which is bound here: take the address off that machine",
                         crate::packet::mac(&mac)
                     );
-                    around.wire.send(packet.ifindex, &defence);
-                    around.kernel.count(Tally::Announced);
+                    if around.wire.send(packet.ifindex, &defence) {
+                        around.kernel.count(Tally::Announced);
+                    }
                 }
             }
             Reaction::None => around.kernel.count(Tally::Unanswered(packet.errand)),
@@ -455,7 +478,7 @@ impl Node for Judge<'_> {
         way.route
     }
 
-    fn admit(&mut self, _: Punt, _: usize) -> Admission {
+    fn admit(&mut self, _: Punt, _: usize, _: u32) -> Admission {
         Admission::Here
     }
 

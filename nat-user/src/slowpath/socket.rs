@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, anyhow};
 use nat_common::abi::slowpath::{MAX_FRAME, Note};
 use rustix::io::fcntl_dupfd_cloexec;
+use rustix::net::sockopt::socket_error;
 use xsk_rs::config::{BindFlags, FrameSize, LibxdpFlags, QueueSize, SocketConfig, UmemConfig};
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue, Umem};
 
@@ -50,12 +51,27 @@ pub struct Lost {
     pub dropped: u64,
 }
 
+/// What stands in a socket's rings just now: frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Occupancy {
+    /// For the kernel to receive into.
+    pub fill: u32,
+    /// Received, for the worker to look at.
+    pub receive: u32,
+    /// For the kernel to send.
+    pub send: u32,
+    /// Sent, for the worker to take back.
+    pub completion: u32,
+}
+
 /// A socket.
 #[derive(Debug)]
 pub struct Socket {
     rings: Xsk,
     frames: Frames,
     copying: Copying,
+    /// How many frames the fill ring holds.
+    to_receive: u32,
     /// A second handle on it, to be waited for while the socket is in use by somebody else.
     readiness: Arc<OwnedFd>,
     /// Whether the kernel has frames to send that it has not been told of.
@@ -113,6 +129,7 @@ impl Socket {
             rings: Xsk { umem, descriptors, fill, completion, tx, rx },
             frames: Frames::new(count, to_receive),
             copying,
+            to_receive,
             readiness,
             is_to_kick: false,
         };
@@ -136,6 +153,23 @@ impl Socket {
     #[must_use]
     pub const fn shares(&self) -> Shares {
         self.frames.shares()
+    }
+
+    /// What stands in its rings.
+    pub fn occupancy(&mut self) -> Occupancy {
+        let Xsk { fill, completion, tx, rx, .. } = &mut self.rings;
+        Occupancy {
+            fill: self.to_receive.saturating_sub(fill.nb_free_exact()),
+            receive: rx.nb_avail_exact(),
+            send: TO_SEND.saturating_sub(tx.nb_free_exact()),
+            completion: completion.nb_avail_exact(),
+        }
+    }
+
+    /// Whether its interface is still there. The kernel says so once, when that has gone.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        matches!(socket_error(&self.readiness), Ok(Ok(())))
     }
 
     /// What has not come into it.

@@ -6,7 +6,7 @@ mod frames;
 mod router;
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU32;
 use std::time::Instant;
 
@@ -93,7 +93,7 @@ impl Kernel for Model {
     fn way(&mut self, query: &Query) -> Way {
         let is_inside = query.addresses.destination[0] == 10;
         let (ifindex, source, next_hop, is_known) = if is_inside {
-            (DOWN, DOWN_MAC, query.addresses.destination.into(), self.knows_vm)
+            (DOWN, DOWN_MAC, Ipv4Addr::from(query.addresses.destination), self.knows_vm)
         } else {
             (UP, UP_MAC, GATEWAY, self.knows_gateway)
         };
@@ -102,7 +102,7 @@ impl Kernel for Model {
             true => Route::Via(Egress { ifindex, destination: PEER_MAC, source }),
             false => Route::Unresolved(ifindex),
         };
-        Way { route, next_hop: Some(next_hop), mtu: self.mtu }
+        Way { route, next_hop: Some(IpAddr::V4(next_hop)), mtu: self.mtu }
     }
 
     fn count(&mut self, tally: Tally) {
@@ -122,8 +122,12 @@ impl Wire for Line {
         !self.is_full
     }
 
-    fn own_address(&mut self, ifindex: u32) -> Option<Addr> {
+    fn own_address(&mut self, ifindex: u32, _: Addr) -> Option<Addr> {
         Some(if ifindex == UP { NODE_UP.octets() } else { NODE_DOWN.octets() })
+    }
+
+    fn is_own(&self, mac: Mac) -> bool {
+        [UP_MAC, DOWN_MAC].contains(&mac)
     }
 
     fn resolve(&mut self, neighbour: Neighbour) {

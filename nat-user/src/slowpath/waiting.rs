@@ -1,7 +1,7 @@
 //! Packets that wait for a neighbour's MAC address.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// How long a packet waits.
@@ -13,8 +13,8 @@ pub const MAX_PACKETS: usize = 4096;
 /// How many wait for one neighbour at most: as many as the fast path sends in a second, and then some.
 pub const MAX_FOR_ONE: usize = 2048;
 
-/// A neighbour: the interface that leads to it, and its address.
-pub type Neighbour = (u32, Ipv4Addr);
+/// A neighbour: the interface that leads to it, and its address, which may be one of IPv6 (RFC 8950).
+pub type Neighbour = (u32, IpAddr);
 
 /// What waits, by neighbour, in the order in which it came.
 #[derive(Debug)]

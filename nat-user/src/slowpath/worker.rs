@@ -2,19 +2,21 @@
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use log::error;
+use log::{error, warn};
 use nat_common::abi::slowpath::Note;
 use nat_common::verdict::Errand;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::ports::{Interface, Ports};
+use super::ports::{Changes, Interface, Ports};
 use super::router::{Around, Kernel, Packet, Router, announce};
 use super::socket::Socket;
+use super::waiting::Neighbour;
 use super::{CONFLICT_SHOWN, Claim, Shared, State};
 
 /// How often an EIP is announced, and how far that is apart (RFC 5227 §2.3: `ANNOUNCE_NUM`, `ANNOUNCE_INTERVAL`).
@@ -48,11 +50,11 @@ impl Worker {
         Self { kernel, router, ports, announcements: BTreeSet::new(), generation: 0, has_ended: false }
     }
 
-    pub(super) fn serve(&mut self, interfaces: &[Interface], public_ip: Option<Ipv4Addr>) -> bool {
+    pub(super) fn serve(&mut self, interfaces: &[Interface], public_ip: Option<Ipv4Addr>) -> Changes {
         self.ports.set_public_ip(public_ip);
-        let has_changed = self.ports.serve(interfaces);
-        self.generation += u64::from(has_changed);
-        has_changed
+        let changes = self.ports.serve(interfaces);
+        self.generation += u64::from(changes.sockets);
+        changes
     }
 
     pub(super) fn sockets(&self) -> impl Iterator<Item = (&Interface, u32, &Socket)> + '_ {
@@ -61,10 +63,11 @@ impl Worker {
 
     pub(super) fn announce(&mut self, eips: impl IntoIterator<Item = Ipv4Addr>) {
         let now = Instant::now();
-        self.announcements.extend(eips.into_iter().map(|eip| (now, eip, ANNOUNCEMENTS)));
+        let on_link = eips.into_iter().filter(|eip| self.ports.on_link(*eip).is_some());
+        self.announcements.extend(on_link.map(|eip| (now, eip, ANNOUNCEMENTS)));
     }
 
-    pub(super) fn state(&self) -> State {
+    pub(super) fn state(&mut self) -> State {
         let now = Instant::now();
         let mut conflicts: Vec<Claim> = self
             .router
@@ -80,21 +83,15 @@ impl Worker {
         State { sockets: self.ports.states(), waiting: self.router.waiting(), conflicts }
     }
 
-    /// What becomes readable when there is news of neighbours.
-    fn news_fd(&self) -> rustix::io::Result<OwnedFd> {
-        rustix::io::fcntl_dupfd_cloexec(self.ports.neighbours().as_fd(), 0)
-    }
-
     pub(super) fn end(&mut self) {
         self.has_ended = true;
     }
 
     /// Does what there is to be done. Answers for how long there will be nothing else, unless something comes.
-    fn turn(&mut self) -> Duration {
+    fn turn(&mut self, (news, is_all): (Vec<Neighbour>, bool)) -> Duration {
         let now = Instant::now();
         let Self { kernel, router, ports, .. } = self;
         // Those that wait come first, or others would overtake them.
-        let (news, is_all) = ports.news();
         if router.waiting() > 0 {
             let awaited = router.neighbours();
             let retried = awaited.into_iter().filter(|neighbour| !is_all || news.contains(neighbour));
@@ -129,9 +126,9 @@ impl Worker {
             if self.kernel.inbound(eip.octets()).is_none() {
                 continue;
             }
-            for (ifindex, mac) in self.ports.on_link(eip) {
-                announce(eip, ifindex, mac, &mut Around { kernel: &mut *self.kernel, wire: &mut self.ports });
-            }
+            // If the link has gone, its return is announced.
+            let Some((ifindex, mac)) = self.ports.on_link(eip) else { continue };
+            announce(eip, ifindex, mac, &mut Around { kernel: &mut *self.kernel, wire: &mut self.ports });
             if left > 1 {
                 self.announcements.insert((now + ANNOUNCE_INTERVAL, eip, left - 1));
             }
@@ -160,13 +157,14 @@ fn packet(ifindex: u32, bytes: &[u8]) -> Option<Packet> {
 }
 
 /// Works until the end.
-pub(super) fn run(shared: &Arc<Shared>) {
+pub(super) fn run(shared: &Shared) {
     let mut sockets: (Option<u64>, Vec<Arc<OwnedFd>>) = (None, Vec::new());
-    let Ok(news) = shared.lock().news_fd() else { return };
     let mut tidied = Instant::now();
     loop {
-        let patience = {
-            let mut worker = shared.lock();
+        shared.let_others_in();
+        let news = shared.neighbours.news();
+        let (patience, asked) = {
+            let mut worker = shared.worker();
             if worker.has_ended {
                 return;
             }
@@ -174,25 +172,37 @@ pub(super) fn run(shared: &Arc<Shared>) {
                 worker.tidy();
                 tidied = Instant::now();
             }
-            let patience = worker.turn();
+            let patience = worker.turn(news);
             if sockets.0 != Some(worker.generation) {
                 sockets = (Some(worker.generation), worker.ports.readiness());
             }
-            patience.min(if worker.router.waiting() > 0 { BEAT } else { RETRY })
+            let longest = if worker.router.waiting() > 0 { BEAT } else { RETRY };
+            (patience.min(longest), worker.ports.take_asked())
         };
-        let mut fds = vec![PollFd::new(&shared.wake, PollFlags::IN), PollFd::new(&news, PollFlags::IN)];
-        fds.extend(sockets.1.iter().map(|socket| PollFd::new(&**socket, PollFlags::IN)));
-        let patience = Timespec {
-            tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: patience.subsec_nanos().into(),
-        };
-        match poll(&mut fds, Some(&patience)) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(failure) => {
-                error!("the slow path cannot wait for packets: {failure}");
-                std::thread::sleep(RETRY);
+        for neighbour in asked {
+            if let Err(error) = shared.neighbours.resolve(neighbour) {
+                warn!("the kernel cannot be asked for {}: {error:#}", neighbour.1);
             }
         }
-        let _ = rustix::io::read(&shared.wake, &mut [0; 8]);
+        wait(shared, &sockets.1, patience);
     }
+}
+
+/// Sleeps until something has come, or time is up.
+fn wait(shared: &Shared, sockets: &[Arc<OwnedFd>], patience: Duration) {
+    let mut fds =
+        vec![PollFd::new(&shared.wake, PollFlags::IN), PollFd::new(&shared.neighbours, PollFlags::IN)];
+    fds.extend(sockets.iter().map(|socket| PollFd::new(&**socket, PollFlags::IN)));
+    let patience = Timespec {
+        tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: patience.subsec_nanos().into(),
+    };
+    match poll(&mut fds, Some(&patience)) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(failure) => {
+            error!("the slow path cannot wait for packets: {failure}");
+            thread::sleep(RETRY);
+        }
+    }
+    let _ = rustix::io::read(&shared.wake, &mut [0; 8]);
 }

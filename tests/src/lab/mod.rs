@@ -8,6 +8,7 @@ mod capture;
 mod chain;
 mod daemon;
 mod facility;
+mod generator;
 mod meter;
 mod namespace;
 mod process;
@@ -32,6 +33,7 @@ pub use daemon::{
     Config, Daemon, METRICS, beside_this_program, datapath, default_pool, eipnat_binary, refused, run_eipnat,
 };
 pub use facility::may_lack;
+pub use generator::{Generator, Plan};
 pub use meter::Meter;
 pub use namespace::Namespace;
 pub use process::Process;

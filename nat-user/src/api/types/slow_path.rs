@@ -68,6 +68,8 @@ pub struct Socket {
     pub mode: String,
     /// Frames of its memory by who has them: nobody, or the kernel to receive into or to send.
     pub frames: Frames,
+    /// Frames that stand in its rings.
+    pub rings: Rings,
     /// Packets that have not come into it, by cause.
     pub lost: Lost,
 }
@@ -81,6 +83,21 @@ pub struct Frames {
     pub receiving: usize,
     /// The kernel's, to send.
     pub sending: usize,
+    /// How often the kernel has given back what it did not have; never, if it is right.
+    pub strays: u64,
+}
+
+/// What stands in a socket's rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Rings {
+    /// For the kernel to receive into.
+    pub fill: u32,
+    /// Received, for the worker to look at.
+    pub receive: u32,
+    /// For the kernel to send.
+    pub send: u32,
+    /// Sent, for the worker to take back.
+    pub completion: u32,
 }
 
 /// Packets that have not come into a socket.
@@ -136,6 +153,13 @@ impl From<&Report> for SlowPath {
                         free: socket.shares.free,
                         receiving: socket.shares.receiving,
                         sending: socket.shares.sending,
+                        strays: socket.shares.strays,
+                    },
+                    rings: Rings {
+                        fill: socket.rings.fill,
+                        receive: socket.rings.receive,
+                        send: socket.rings.send,
+                        completion: socket.rings.completion,
                     },
                     lost: Lost {
                         ring_full: socket.lost.ring_full,

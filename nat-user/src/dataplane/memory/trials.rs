@@ -95,7 +95,8 @@ impl Trials for MemoryDataplane {
 
     fn route(&mut self, query: &Query) -> anyhow::Result<Way> {
         let route = MemoryNode(self).route(query);
-        let next_hop = matches!(route, Route::Via(_)).then(|| query.addresses.destination.into());
+        let next_hop = matches!(route, Route::Via(_))
+            .then(|| std::net::Ipv4Addr::from(query.addresses.destination).into());
         Ok(Way { route, next_hop, mtu: 1500 })
     }
 

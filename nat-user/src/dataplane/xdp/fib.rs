@@ -1,6 +1,6 @@
 //! The kernel's FIB, asked by the very function of the packet path.
 
-use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
 
 use anyhow::{Context as _, anyhow};
 use aya::Ebpf;
@@ -53,7 +53,7 @@ impl Fib {
         asked.map_err(|error: ProgramError| anyhow!(error).context("the kernel's FIB cannot be asked"))?;
         let answer: FibAnswer = bytemuck::cast(answer);
         let route = answer.route().context("the kernel's FIB was not asked")?;
-        let next_hop = Ipv4Addr::from(answer.next_hop);
+        let next_hop = Ipv6Addr::from(answer.next_hop).to_canonical();
         let mtu = u16::try_from(answer.mtu).unwrap_or(u16::MAX);
         Ok(Way { route, next_hop: (!next_hop.is_unspecified()).then_some(next_hop), mtu })
     }

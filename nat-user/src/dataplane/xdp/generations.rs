@@ -152,9 +152,10 @@ impl Generation {
             // Not in versions that had no slow path.
             if self.dir.join(map::TALLIES).exists() {
                 let tallies = Array::<_, u64>::try_from(Map::Array(self.open(map::TALLIES)?))?;
-                for reject in Reject::ALL {
-                    let packets = tallies.get(&Tally::Dropped(*reject).place(), 0)?;
-                    add(Counter::Drop(*reject).index() as usize, packets);
+                // By their places: a later version may know of more reasons, an earlier one of fewer.
+                let first = Counter::Drop(Reject::FIRST).index() as usize;
+                for (drop, packets) in tallies.iter().skip(Tally::FIRST_DROP as usize).enumerate() {
+                    add(first + drop, packets?);
                 }
             }
             Ok(())

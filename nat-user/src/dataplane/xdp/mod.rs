@@ -88,6 +88,8 @@ pub struct XdpDataplane {
     is_active: bool,
     /// None before [`Dataplane::activate`], and where there can be none.
     slow_path: Option<SlowPath>,
+    /// Why, as it was told last.
+    slow_path_trouble: Option<String>,
     /// Public addresses whose bindings have come and are to be announced.
     arrived: Vec<Ipv4Addr>,
     /// The program that asks the FIB; loaded when it is needed.
@@ -201,6 +203,7 @@ impl XdpDataplane {
             earlier,
             is_active: false,
             slow_path: None,
+            slow_path_trouble: None,
             arrived: Vec::new(),
             fib: None,
             lock,
@@ -237,7 +240,7 @@ impl XdpDataplane {
         );
         note("sysctl all.send_redirects set again", sysctls::set_all_send_redirects(0));
         self.ports.settle(&mut self.maps, &interfaces, &mut findings);
-        findings.check(self.settle_slow_path(&interfaces));
+        self.settle_slow_path(&interfaces);
         Ok(findings)
     }
 
@@ -369,7 +372,9 @@ impl Dataplane for XdpDataplane {
         if let Half::Inbound(binding) = half {
             match &self.slow_path {
                 Some(slow_path) => slow_path.announce([binding.public_ip]),
-                None => self.arrived.push(binding.public_ip),
+                // Those that come while there is none are announced with the links, when there is one again.
+                None if !self.is_active => self.arrived.push(binding.public_ip),
+                None => {}
             }
         }
         Ok(())
@@ -402,14 +407,7 @@ impl Dataplane for XdpDataplane {
             self.retire_earlier(owners)?;
         }
         self.is_active = true;
-        self.start_slow_path();
-        if let Err(error) = self.settle_slow_path(&Interface::all()?) {
-            warn!("{error:#}");
-        }
-        let arrived = std::mem::take(&mut self.arrived);
-        if let Some(slow_path) = &self.slow_path {
-            slow_path.announce(arrived);
-        }
+        self.settle_slow_path(&Interface::all()?);
         Ok(())
     }
 

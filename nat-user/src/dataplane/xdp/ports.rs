@@ -193,12 +193,18 @@ impl Ports {
     pub(super) fn slow_path(&self, interfaces: &[Interface]) -> Vec<slowpath::Interface> {
         let served = |interface: &Interface| {
             let port = self.told.get(&interface.index).filter(|port| port.slow_path != 0)?;
+            // What is given to one that is down stays there, and would leave when it is up again.
+            if !interface.is_up {
+                return None;
+            }
             Some(slowpath::Interface {
                 ifindex: interface.index,
                 name: interface.name.clone(),
                 port: *port,
                 addresses: interface.addresses.clone(),
                 queues: interface.queues,
+                has_carrier: interface.has_carrier,
+                is_native: self.mode == Mode::Native,
             })
         };
         interfaces.iter().filter_map(served).collect()

@@ -2,38 +2,58 @@
 
 use std::net::Ipv4Addr;
 
-use anyhow::Result;
-use log::warn;
+use anyhow::{Context as _, Result};
+use log::{error, warn};
 
 use super::XdpDataplane;
 use super::interfaces::Interface;
 use super::view::View;
-use crate::dataplane::slow_path;
+use crate::dataplane::{AT_ONCE, Dataplane as _, Place, slow_path};
 use crate::slowpath::SlowPath;
 
 impl XdpDataplane {
-    /// Gives the slow path the interfaces as they are.
-    pub(super) fn settle_slow_path(&mut self, interfaces: &[Interface]) -> Result<()> {
-        let Some(slow_path) = &self.slow_path else { return Ok(()) };
-        let public_ip = self.public_ip();
-        let maps = &mut self.maps;
-        slow_path.serve(&self.ports.slow_path(interfaces), public_ip, |interface, queue, socket| {
-            interface.port.socket(queue).map_or(Ok(()), |place| maps.set_socket(place, socket))
-        })
-    }
-
-    /// Starts the slow path. Where there is none, the kernel finishes what the fast path cannot.
-    pub(super) fn start_slow_path(&mut self) {
-        let started = View::open(&self.generation, self.node.meters)
-            .and_then(|view| SlowPath::start(Box::new(view), &self.config.slow_path));
-        match started {
-            Ok(slow_path) => self.slow_path = Some(slow_path),
-            Err(error) => warn!("no slow path, so the kernel finishes what it would have: {error:#}"),
+    /// Gives the slow path the interfaces as they are, and starts it where there is none. Where there can be none, the kernel
+    /// finishes what the fast path cannot: a warning, and no more.
+    pub(super) fn settle_slow_path(&mut self, interfaces: &[Interface]) {
+        let trouble = self.try_slow_path(interfaces).err().map(|error| format!("{error:#}"));
+        if let Some(trouble) = trouble.as_ref().filter(|_| trouble != self.slow_path_trouble) {
+            warn!("{trouble}");
         }
+        self.slow_path_trouble = trouble;
     }
 
-    fn public_ip(&self) -> Option<Ipv4Addr> {
-        Some(Ipv4Addr::from(self.node.public_ip)).filter(|address| !address.is_unspecified())
+    fn try_slow_path(&mut self, interfaces: &[Interface]) -> Result<()> {
+        if !self.is_active || !self.config.slow_path.enabled {
+            return Ok(());
+        }
+        if self.slow_path.as_ref().is_some_and(|slow_path| !slow_path.is_alive()) {
+            // Its sockets go with it, and what they would have got is the kernel's from then on.
+            self.slow_path = None;
+            error!("the slow path has ended, and is started again");
+        }
+        if self.slow_path.is_none() {
+            let view = View::open(&self.generation, self.node.meters)?;
+            let started = SlowPath::start(Box::new(view), &self.config.slow_path);
+            self.slow_path =
+                Some(started.context("no slow path, so the kernel finishes what it would have")?);
+        }
+        let public_ip = Some(Ipv4Addr::from(self.node.public_ip)).filter(|address| !address.is_unspecified());
+        let Some(slow_path) = &self.slow_path else { return Ok(()) };
+        let maps = &mut self.maps;
+        let ports = self.ports.slow_path(interfaces);
+        let is_to_announce = slow_path.serve(&ports, public_ip, |interface, queue, socket| {
+            interface.port.socket(queue).map_or(Ok(()), |place| maps.set_socket(place, socket))
+        })?;
+        slow_path.announce(std::mem::take(&mut self.arrived));
+        if is_to_announce {
+            let mut next = Some(Place::default());
+            while let Some(place) = next.filter(|place| !place.is_outbound) {
+                let (some, after) = self.some_halves(place, AT_ONCE)?;
+                slow_path.announce(some.iter().map(|half| half.binding().public_ip));
+                next = after;
+            }
+        }
+        Ok(())
     }
 
     /// How it does, and what the fast path has sent to it.

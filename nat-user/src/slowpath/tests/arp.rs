@@ -63,6 +63,8 @@ fn replies_own_packets_other_addresses_and_noise_are_not_answered() {
     for frame in [
         arp(OTHER, ArpOperation::REPLY, GATEWAY, EIP),
         arp(UP_MAC, ArpOperation::REQUEST, EIP, EIP),
+        // The node's other uplink.
+        arp(DOWN_MAC, ArpOperation::REQUEST, EIP, EIP),
         arp(OTHER, ArpOperation::REQUEST, GATEWAY, X),
         arp([1; 6], ArpOperation::REQUEST, GATEWAY, EIP),
         cut,

@@ -61,6 +61,14 @@ proptest! {
     }
 }
 
+/// An offset that ran over would say that a later fragment is a first one.
+#[test]
+fn what_reaches_beyond_the_last_offset_is_not_cut() {
+    let frame = with_options(&[], 1400, 8120, false);
+    let ip = Ipv4::parse(frame.clone().as_mut_slice()).unwrap();
+    assert_eq!(fragment(&frame, &ip, 600), None);
+}
+
 #[test]
 fn a_broken_option_or_no_room_gives_nothing() {
     for (options, mtu) in [(&[0x94, 0, 0, 0][..], 600), (&[0x94, 9, 0, 0], 600), (&[], 27)] {

@@ -104,6 +104,12 @@ fn one_destination_gets_no_more_errors_than_it_may() {
     }
     bench.handle(UP, Errand::Answer(Reject::TtlExpired), udp(UP_MAC, X, EIP, 1, 10));
     assert_eq!(bench.sent().len(), 4);
+    // Path MTU discovery goes on beside a flood of what has no hops left.
+    bench.model.mtu = 500;
+    let mut large = udp(DOWN_MAC, VM, X, 64, 600);
+    set_df(&mut large, true);
+    bench.handle(DOWN, Errand::Answer(Reject::MtuExceeded), large);
+    assert_eq!(bench.sent().len(), 1);
     assert_eq!(bench.count(Tally::Unanswered(Errand::Answer(Reject::TtlExpired))), 7);
 }
 
@@ -114,7 +120,7 @@ fn packets_wait_for_a_neighbour_and_leave_in_their_order() {
     for payload in 0..5 {
         bench.carry(UP, Punt::Neighbour, udp(UP_MAC, X, EIP, 64, payload));
     }
-    assert_eq!((bench.router.waiting(), bench.line.asked.as_slice()), (5, &[(DOWN, VM)][..]));
+    assert_eq!((bench.router.waiting(), bench.line.asked.as_slice()), (5, &[(DOWN, VM.into())][..]));
     assert!(
         bench.sent().is_empty() && bench.model.bills.is_empty(),
         "nobody is billed for what has not left"
@@ -167,7 +173,7 @@ fn an_answer_waits_for_its_neighbour_too_and_is_not_answered() {
     let mut bench = Bench::new(100);
     bench.model.knows_gateway = false;
     bench.handle(UP, Errand::Answer(Reject::TtlExpired), udp(UP_MAC, X, EIP, 1, 10));
-    assert_eq!((bench.router.waiting(), bench.line.asked.as_slice()), (1, &[(UP, GATEWAY)][..]));
+    assert_eq!((bench.router.waiting(), bench.line.asked.as_slice()), (1, &[(UP, GATEWAY.into())][..]));
     bench.model.knows_gateway = true;
     bench.retry();
     assert_eq!(bench.sent().len(), 1);
