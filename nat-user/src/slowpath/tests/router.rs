@@ -105,8 +105,8 @@ fn one_destination_gets_no_more_errors_than_it_may() {
     bench.handle(UP, Errand::Answer(Reject::TtlExpired), udp(UP_MAC, X, EIP, 1, 10));
     assert_eq!(bench.sent().len(), 4);
     // Path MTU discovery goes on beside a flood of what has no hops left.
-    bench.model.mtu = 500;
-    let mut large = udp(DOWN_MAC, VM, X, 64, 600);
+    bench.model.mtu = 600;
+    let mut large = udp(DOWN_MAC, VM, X, 64, 700);
     set_df(&mut large, true);
     bench.handle(DOWN, Errand::Answer(Reject::MtuExceeded), large);
     assert_eq!(bench.sent().len(), 1);
