@@ -82,7 +82,7 @@ pub struct SlowPath {
     pub enabled: bool,
     /// Most packets a second that an interface sends there for one reason. As many may come at once.
     pub rate: NonZeroU32,
-    /// Most ICMP errors a second that the node makes.
+    /// Most ICMP errors of a kind that the node makes, a second.
     pub icmp_rate: NonZeroU32,
     /// Most of them to one destination.
     pub icmp_rate_to_one: NonZeroU32,

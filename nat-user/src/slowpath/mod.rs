@@ -25,6 +25,7 @@ mod worker;
 
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -127,7 +128,10 @@ impl SlowPath {
         let (served, cpu) = (Arc::clone(&shared), config.cpu);
         let thread = thread::Builder::new().name("slow-path".to_owned()).spawn(move || {
             pin(cpu);
-            worker::run(&served);
+            if catch_unwind(AssertUnwindSafe(|| worker::run(&served))).is_err() {
+                // Whoever is sent packets to is gone: they are the kernel's.
+                served.lock().close();
+            }
         })?;
         Ok(Self { shared, thread: Some(thread) })
     }

@@ -79,8 +79,9 @@ fn read(datagram: &[u8], news: &mut Vec<Neighbour>) {
     while let Ok(header) = NetlinkBuffer::new_checked(rest) {
         let length = header.length() as usize;
         if let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-            && let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(neighbour)) =
-                message.payload
+            && let NetlinkPayload::InnerMessage(
+                RouteNetlinkMessage::NewNeighbour(neighbour) | RouteNetlinkMessage::DelNeighbour(neighbour),
+            ) = message.payload
         {
             news.extend(neighbour.attributes.iter().filter_map(|attribute| match attribute {
                 NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {

@@ -1,6 +1,7 @@
 //! The interfaces that the slow path serves, and their sockets.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use ipnet::Ipv4Net;
 use log::{info, warn};
 use nat_common::abi::slowpath::MAX_QUEUES;
 use nat_common::abi::{Addr, Mac, Port};
+use rustix::io::Errno;
 
 use super::frames::Shares;
 use super::router::Wire;
@@ -175,9 +177,10 @@ impl Ports {
         }
     }
 
-    /// Has the kernel send everything.
-    pub(super) fn kick(&mut self) {
-        self.served.values_mut().flat_map(|served| served.sockets.values_mut()).for_each(Socket::kick);
+    /// Has the kernel send everything, and answers whether all is on its way.
+    pub(super) fn kick(&mut self) -> bool {
+        let sockets = self.served.values_mut().flat_map(|served| served.sockets.values_mut());
+        sockets.map(Socket::kick).filter(|is_done| !is_done).count() == 0
     }
 
     /// An uplink in whose network an address is, with its MAC address.
@@ -218,11 +221,13 @@ impl Served {
                     self.trouble = None;
                 }
                 Err(error) => {
-                    self.tried = Some(Instant::now());
+                    // Other mistakes pass: a queue is not free at once when a socket on it has been closed.
+                    self.tried = is_no_queue(&error).then(Instant::now);
                     let trouble = format!("{error:#}");
-                    if queue == 0 && self.trouble.as_ref() != Some(&trouble) {
+                    let is_news = self.trouble.as_ref() != Some(&trouble);
+                    if is_news && (queue == 0 || self.tried.is_none()) {
                         warn!(
-                            "no slow path for {}, so the kernel finishes its packets: {trouble}",
+                            "no slow path for queue {queue} of {}, so the kernel finishes its packets: {trouble}",
                             self.interface.name
                         );
                         self.trouble = Some(trouble);
@@ -241,6 +246,12 @@ impl Served {
     fn address(&self, is_wanted: impl Fn(Ipv4Addr) -> bool) -> Option<Ipv4Addr> {
         self.interface.addresses.iter().map(Ipv4Net::addr).find(|address| is_wanted(*address))
     }
+}
+
+/// Whether there is no such queue.
+fn is_no_queue(error: &anyhow::Error) -> bool {
+    let is_invalid = |cause: &io::Error| cause.raw_os_error() == Some(Errno::INVAL.raw_os_error());
+    error.chain().filter_map(|cause| cause.downcast_ref()).any(is_invalid)
 }
 
 fn open(interface: &Interface, queue: u32, to_receive: u32, zero_copy: bool) -> anyhow::Result<Socket> {

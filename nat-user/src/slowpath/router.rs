@@ -1,5 +1,6 @@
 //! What becomes of a packet in the slow path. Here is no socket, no clock and no thread: [`Surroundings`] are asked and told.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
@@ -77,6 +78,8 @@ enum Waiter {
 pub struct Router {
     waiting: Waiting<Waiter>,
     limits: Limits,
+    /// Neighbours that have answered, but whose interface has no room for all that waits.
+    stalled: BTreeSet<Neighbour>,
     /// Who else claims EIPs.
     pub arp: Arp,
     /// Of the last error.
@@ -90,6 +93,8 @@ enum Fate {
     Sent,
     /// It has to wait.
     Waits(Neighbour),
+    /// The interface takes no more just now.
+    Later,
     /// It is dropped, and its sender told if there is a cause.
     Dropped(Reject, Option<Cause>),
     /// It was ARP, and is done with.
@@ -100,7 +105,7 @@ impl Router {
     /// One that makes no more errors than that.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { waiting: Waiting::default(), limits, arp: Arp::default(), id: 0 }
+        Self { waiting: Waiting::default(), limits, stalled: BTreeSet::new(), arp: Arp::default(), id: 0 }
     }
 
     /// Does what the fast path has sent a packet for.
@@ -131,7 +136,14 @@ impl Router {
             };
             match (fate, waiter) {
                 (Fate::Waits(again), waiter) if again == neighbour => {
+                    // The kernel may have forgotten that it asks.
+                    around.wire.resolve(neighbour);
                     queue.push_front((since, waiter));
+                    return self.waiting.put_back(neighbour, queue);
+                }
+                (Fate::Later, waiter) => {
+                    queue.push_front((since, waiter));
+                    self.stalled.insert(neighbour);
                     return self.waiting.put_back(neighbour, queue);
                 }
                 (fate, Waiter::Packet(packet)) => self.settle(fate, packet, since, now, around),
@@ -141,6 +153,17 @@ impl Router {
                 (_, Waiter::Answer(..)) => {}
             }
         }
+    }
+
+    /// The neighbours to try again as soon as there is room.
+    pub fn take_stalled(&mut self) -> BTreeSet<Neighbour> {
+        std::mem::take(&mut self.stalled)
+    }
+
+    /// Whether there are any.
+    #[must_use]
+    pub fn is_stalled(&self) -> bool {
+        !self.stalled.is_empty()
     }
 
     /// Gives up what has waited for too long.
@@ -186,6 +209,7 @@ impl Router {
         match fate {
             Fate::Sent => around.kernel.count(Tally::Carried(packet.errand)),
             Fate::Done => {}
+            Fate::Later => Self::drop(&packet, Reject::SlowPathFull, around),
             Fate::Waits(neighbour) => {
                 self.wait(neighbour, since, Waiter::Packet(packet), around);
             }
@@ -387,20 +411,19 @@ fn finish(ingress: u32, mut frame: Vec<u8>, around: &mut Around<'_>) -> Fate {
     send(around, egress.ifindex, &frames)
 }
 
-/// Says that an EIP is here.
-pub fn announce(eip: Ipv4Addr, ifindex: u32, mac: Mac, around: &mut Around<'_>) {
-    if around.wire.send(ifindex, &super::arp::announcement(mac, eip)) {
+/// Says that an EIP is here. Answers whether the interface has taken it.
+#[must_use]
+pub fn announce(eip: Ipv4Addr, ifindex: u32, mac: Mac, around: &mut Around<'_>) -> bool {
+    let is_sent = around.wire.send(ifindex, &super::arp::announcement(mac, eip));
+    if is_sent {
         around.kernel.count(Tally::Announced);
     }
+    is_sent
 }
 
 /// Sends all frames of a packet, or as many as the interface takes.
 fn send(around: &mut Around<'_>, ifindex: u32, frames: &[Vec<u8>]) -> Fate {
-    if frames.iter().all(|frame| around.wire.send(ifindex, frame)) {
-        Fate::Sent
-    } else {
-        Fate::Dropped(Reject::SlowPathFull, None)
-    }
+    if frames.iter().all(|frame| around.wire.send(ifindex, frame)) { Fate::Sent } else { Fate::Later }
 }
 
 fn query(ip: &Ipv4, ingress: u32) -> Query {

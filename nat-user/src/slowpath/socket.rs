@@ -21,7 +21,7 @@ const FRAME_SIZE: u32 = 4096;
 const HEADROOM: usize = 256;
 
 /// How many frames are for what is sent.
-const TO_SEND: u32 = 256;
+const TO_SEND: u32 = 1024;
 
 /// How many frames are taken at once.
 const BATCH: usize = 64;
@@ -203,20 +203,22 @@ impl Socket {
         true
     }
 
-    /// Has the kernel send what it has been given, and takes back what it has sent.
-    pub fn kick(&mut self) {
-        if std::mem::take(&mut self.is_to_kick) {
+    /// Has the kernel send what it has been given, and takes back what it has sent. Answers whether everything is on its way: an
+    /// interface that is busy or down keeps its frames until the next time.
+    pub fn kick(&mut self) -> bool {
+        if self.is_to_kick {
             for _ in 0..KICKS {
-                // An interface that is down keeps its frames, and sends them when it is up again.
-                if !self.rings.tx.needs_wakeup() || self.rings.tx.wakeup().is_err() {
-                    break;
-                }
                 if self.rings.tx.nb_free_exact() == TO_SEND {
                     break;
                 }
+                if !self.rings.tx.needs_wakeup() || self.rings.tx.wakeup().is_err() {
+                    break;
+                }
             }
+            self.is_to_kick = self.rings.tx.nb_free_exact() < TO_SEND;
         }
         self.frames.reclaim(&mut self.rings);
+        !self.is_to_kick
     }
 }
 

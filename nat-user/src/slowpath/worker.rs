@@ -1,6 +1,6 @@
 //! The thread's work.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -27,6 +27,9 @@ const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(2);
 const ANNOUNCED_AT_ONCE: usize = 64;
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// How long an interface is given that is busy.
+const BREATH: Duration = Duration::from_millis(1);
+
 /// How often it is looked after what no event tells.
 const BEAT: Duration = Duration::from_millis(250);
 
@@ -38,8 +41,10 @@ pub(super) struct Worker {
     kernel: Box<dyn Kernel>,
     router: Router,
     ports: Ports,
-    /// When to announce which EIP, and how often after that.
-    announcements: BTreeSet<(Instant, Ipv4Addr, u8)>,
+    /// When to announce which EIP.
+    due: BTreeSet<(Instant, Ipv4Addr)>,
+    /// When each is due, and how often it is announced.
+    left: HashMap<Ipv4Addr, (Instant, u8)>,
     /// Counts up whenever sockets come or go.
     generation: u64,
     has_ended: bool,
@@ -47,7 +52,15 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) fn new(kernel: Box<dyn Kernel>, router: Router, ports: Ports) -> Self {
-        Self { kernel, router, ports, announcements: BTreeSet::new(), generation: 0, has_ended: false }
+        Self {
+            kernel,
+            router,
+            ports,
+            due: BTreeSet::new(),
+            left: HashMap::new(),
+            generation: 0,
+            has_ended: false,
+        }
     }
 
     pub(super) fn serve(&mut self, interfaces: &[Interface], public_ip: Option<Ipv4Addr>) -> Changes {
@@ -63,8 +76,24 @@ impl Worker {
 
     pub(super) fn announce(&mut self, eips: impl IntoIterator<Item = Ipv4Addr>) {
         let now = Instant::now();
-        let on_link = eips.into_iter().filter(|eip| self.ports.on_link(*eip).is_some());
-        self.announcements.extend(on_link.map(|eip| (now, eip, ANNOUNCEMENTS)));
+        for eip in eips {
+            if self.ports.on_link(eip).is_some() {
+                self.announce_at(now, eip, ANNOUNCEMENTS);
+            }
+        }
+    }
+
+    /// Has an EIP announced from then on, and not as was planned before.
+    fn announce_at(&mut self, when: Instant, eip: Ipv4Addr, times: u8) {
+        if let Some((before, _)) = self.left.insert(eip, (when, times)) {
+            self.due.remove(&(before, eip));
+        }
+        self.due.insert((when, eip));
+    }
+
+    /// Lets go of all sockets.
+    pub(super) fn close(&mut self) {
+        self.serve(&[], None);
     }
 
     pub(super) fn state(&mut self) -> State {
@@ -93,8 +122,10 @@ impl Worker {
         let Self { kernel, router, ports, .. } = self;
         // Those that wait come first, or others would overtake them.
         if router.waiting() > 0 {
-            let awaited = router.neighbours();
-            let retried = awaited.into_iter().filter(|neighbour| !is_all || news.contains(neighbour));
+            let (awaited, stalled) = (router.neighbours(), router.take_stalled());
+            let is_due =
+                |neighbour: &Neighbour| !is_all || news.contains(neighbour) || stalled.contains(neighbour);
+            let retried = awaited.into_iter().filter(is_due);
             for neighbour in retried.collect::<Vec<_>>() {
                 router.retry(neighbour, now, &mut Around { kernel: &mut **kernel, wire: ports });
             }
@@ -107,10 +138,11 @@ impl Worker {
             router.handle(packet, now, &mut Around { kernel: &mut **kernel, wire: ports });
         }
         let next = self.announce_due(now);
-        self.ports.kick();
+        let is_all_sent = self.ports.kick() && !self.router.is_stalled();
         let until = |due: Instant| due.saturating_duration_since(now);
         match self.router.due() {
             _ if !is_idle => Duration::ZERO,
+            _ if !is_all_sent => BREATH,
             Some(due) => next.min(until(due)).min(BEAT),
             None => next,
         }
@@ -118,19 +150,23 @@ impl Worker {
 
     fn announce_due(&mut self, now: Instant) -> Duration {
         for _ in 0..ANNOUNCED_AT_ONCE {
-            let Some((due, eip, left)) = self.announcements.first().copied() else { return Duration::MAX };
+            let Some((due, eip)) = self.due.first().copied() else { return Duration::MAX };
             if due > now {
                 return due - now;
             }
-            self.announcements.pop_first();
+            self.due.pop_first();
+            let times = self.left.remove(&eip).map_or(0, |(_, times)| times);
             if self.kernel.inbound(eip.octets()).is_none() {
                 continue;
             }
             // If the link has gone, its return is announced.
             let Some((ifindex, mac)) = self.ports.on_link(eip) else { continue };
-            announce(eip, ifindex, mac, &mut Around { kernel: &mut *self.kernel, wire: &mut self.ports });
-            if left > 1 {
-                self.announcements.insert((now + ANNOUNCE_INTERVAL, eip, left - 1));
+            let around = &mut Around { kernel: &mut *self.kernel, wire: &mut self.ports };
+            if !announce(eip, ifindex, mac, around) {
+                // There is no socket yet, or no room.
+                self.announce_at(now + BEAT, eip, times);
+            } else if times > 1 {
+                self.announce_at(now + ANNOUNCE_INTERVAL, eip, times - 1);
             }
         }
         PAUSE

@@ -29,7 +29,7 @@ const BATCH: u32 = 64;
 #[derive(Debug)]
 pub struct Generator {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<u64>>,
+    thread: Option<JoinHandle<Result<u64>>>,
 }
 
 impl Generator {
@@ -52,16 +52,28 @@ impl Generator {
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, namespace) = (Arc::clone(&stop), namespace.clone());
         let thread = thread::spawn(move || namespace.run(|| generate(&mut ebpf, &stopped))?);
-        Ok(Self { stop, thread })
+        Ok(Self { stop, thread: Some(thread) })
     }
 
     /// Ends it, and answers how many frames it has made.
     ///
     /// # Errors
     /// When the kernel has refused to run the program.
-    pub fn stop(self) -> Result<u64> {
+    pub fn stop(mut self) -> Result<u64> {
+        self.end().context("it has ended before")?
+    }
+
+    fn end(&mut self) -> Option<Result<u64>> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| anyhow!("the generator has panicked"))?
+        let ended = self.thread.take()?.join();
+        Some(ended.unwrap_or_else(|_| Err(anyhow!("the generator has panicked"))))
+    }
+}
+
+impl Drop for Generator {
+    fn drop(&mut self) {
+        // Whoever drops it has something worse to tell.
+        let _ = self.end();
     }
 }
 

@@ -7,8 +7,8 @@ use aya::util::KernelVersion;
 use ipnet::Ipv4Net;
 use rustix::thread::{CapabilitySet, MembarrierCommand, capabilities, membarrier_query};
 
-use super::interfaces::Interface;
-use crate::config::KeyError;
+use super::interfaces::{self, Interface};
+use crate::config::{self, KeyError};
 use crate::model::PoolSpec;
 
 /// Oldest kernel that is tested; what the program needs of the kernel has been there since.
@@ -38,26 +38,43 @@ pub(super) fn machine() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A pool must not hold what the node itself answers to, or the node would be cut off; nor what it sends packets by.
-pub(super) fn pools(
-    pools: &[PoolSpec],
-    interfaces: &[Interface],
-    gateways: &[Ipv4Addr],
-) -> anyhow::Result<()> {
-    for (index, pool) in pools.iter().enumerate() {
-        let is_given_out = |address: &Ipv4Addr| pool.contains(*address) && !pool.reserve.contains(address);
-        let refused = |what: String| {
-            let what = format!("{what}; add it to reserve");
-            Err(KeyError::new(format!("pool[{index}].cidrs"), what).into())
-        };
-        for interface in interfaces {
-            if let Some(address) = interface.addresses.iter().map(Ipv4Net::addr).find(is_given_out) {
-                return refused(format!("{address} is this node's own, on {}", interface.name));
-            }
-        }
-        if let Some(gateway) = gateways.iter().find(|gateway| is_given_out(gateway)) {
-            return refused(format!("{gateway} is a gateway of this node's routes"));
+/// A pool must not hold what the node itself answers to, or the node would be cut off.
+pub(super) fn pools(pools: &[PoolSpec], interfaces: &[Interface]) -> anyhow::Result<()> {
+    for interface in interfaces {
+        for address in interface.addresses.iter().map(Ipv4Net::addr) {
+            refuse(pools, address, || format!("this node's own, on {}", interface.name))?;
         }
     }
     Ok(())
+}
+
+/// Nor what the node sends packets by. That can only be where a pool is in an uplink's own network.
+pub(super) fn gateways(
+    pools: &[PoolSpec],
+    config: &config::Datapath,
+    interfaces: &[Interface],
+) -> anyhow::Result<()> {
+    let uplinks = interfaces.iter().filter(|interface| config.uplinks.contains(&interface.name));
+    let networks: Vec<Ipv4Net> = uplinks.flat_map(|uplink| &uplink.addresses).copied().collect();
+    let is_near = |cidr: &Ipv4Net| {
+        networks.iter().any(|network| network.contains(&cidr.network()) || cidr.contains(&network.network()))
+    };
+    if pools.iter().flat_map(|pool| &pool.cidrs).any(is_near) {
+        for gateway in interfaces::gateways()? {
+            refuse(pools, gateway, || "a gateway of this node's routes".to_owned())?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses an address that would be given out.
+fn refuse(pools: &[PoolSpec], address: Ipv4Addr, whose: impl Fn() -> String) -> anyhow::Result<()> {
+    let is_given_out = |pool: &PoolSpec| pool.contains(address) && !pool.reserve.contains(&address);
+    match pools.iter().position(is_given_out) {
+        None => Ok(()),
+        Some(index) => {
+            let what = format!("{address} is {}; add it to reserve", whose());
+            Err(KeyError::new(format!("pool[{index}].cidrs"), what).into())
+        }
+    }
 }

@@ -31,7 +31,7 @@ mod trials;
 mod unload;
 mod view;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -91,7 +91,9 @@ pub struct XdpDataplane {
     /// Why, as it was told last.
     slow_path_trouble: Option<String>,
     /// Public addresses whose bindings have come and are to be announced.
-    arrived: Vec<Ipv4Addr>,
+    arrived: BTreeSet<Ipv4Addr>,
+    /// Whether all that are bound are to be announced: who is in an uplink's network may not know of them.
+    is_to_announce: bool,
     /// The program that asks the FIB; loaded when it is needed.
     fib: Option<Fib>,
     /// Keeps every other daemon off the pins.
@@ -108,7 +110,8 @@ impl XdpDataplane {
     pub fn start(config: &config::Datapath, pools: &[PoolSpec]) -> anyhow::Result<Self> {
         checks::machine()?;
         let interfaces = Interface::all()?;
-        checks::pools(pools, &interfaces, &interfaces::gateways()?)?;
+        checks::pools(pools, &interfaces)?;
+        checks::gateways(pools, config, &interfaces)?;
         let wanted = ports::wanted(config, &interfaces)?;
         let directories_made = bpffs::prepare(&config.pin_path)?;
         // Held to the end of this function in any case.
@@ -204,7 +207,8 @@ impl XdpDataplane {
             is_active: false,
             slow_path: None,
             slow_path_trouble: None,
-            arrived: Vec::new(),
+            arrived: BTreeSet::new(),
+            is_to_announce: false,
             fib: None,
             lock,
         })
@@ -372,9 +376,9 @@ impl Dataplane for XdpDataplane {
         if let Half::Inbound(binding) = half {
             match &self.slow_path {
                 Some(slow_path) => slow_path.announce([binding.public_ip]),
-                // Those that come while there is none are announced with the links, when there is one again.
-                None if !self.is_active => self.arrived.push(binding.public_ip),
-                None => {}
+                None => {
+                    self.arrived.insert(binding.public_ip);
+                }
             }
         }
         Ok(())

@@ -30,6 +30,7 @@ impl XdpDataplane {
             // Its sockets go with it, and what they would have got is the kernel's from then on.
             self.slow_path = None;
             error!("the slow path has ended, and is started again");
+            self.is_to_announce = true;
         }
         if self.slow_path.is_none() {
             let view = View::open(&self.generation, self.node.meters)?;
@@ -41,17 +42,18 @@ impl XdpDataplane {
         let Some(slow_path) = &self.slow_path else { return Ok(()) };
         let maps = &mut self.maps;
         let ports = self.ports.slow_path(interfaces);
-        let is_to_announce = slow_path.serve(&ports, public_ip, |interface, queue, socket| {
+        self.is_to_announce |= slow_path.serve(&ports, public_ip, |interface, queue, socket| {
             interface.port.socket(queue).map_or(Ok(()), |place| maps.set_socket(place, socket))
         })?;
         slow_path.announce(std::mem::take(&mut self.arrived));
-        if is_to_announce {
+        if self.is_to_announce {
             let mut next = Some(Place::default());
             while let Some(place) = next.filter(|place| !place.is_outbound) {
                 let (some, after) = self.some_halves(place, AT_ONCE)?;
                 slow_path.announce(some.iter().map(|half| half.binding().public_ip));
                 next = after;
             }
+            self.is_to_announce = false;
         }
         Ok(())
     }

@@ -126,7 +126,11 @@ fn packets_wait_for_a_neighbour_and_leave_in_their_order() {
         "nobody is billed for what has not left"
     );
     bench.retry();
-    assert_eq!((bench.router.waiting(), bench.line.asked.len()), (5, 1), "it still waits");
+    assert_eq!(
+        (bench.router.waiting(), bench.line.asked.len()),
+        (5, 2),
+        "it still waits, and is asked for again"
+    );
     bench.model.knows_vm = true;
     bench.retry();
     let sent = bench.sent();
@@ -215,6 +219,24 @@ fn a_trailer_is_taken_off() {
     frame.extend([0xee; 30]);
     bench.carry(DOWN, Punt::Trailer, frame);
     assert_eq!(bench.sent()[0].1.len(), length);
+}
+
+/// A burst that waited may be more than an interface takes at once.
+#[test]
+fn what_finds_no_room_after_waiting_waits_on() {
+    let mut bench = Bench::new(100);
+    bench.model.knows_vm = false;
+    for payload in 0..3 {
+        bench.carry(UP, Punt::Neighbour, udp(UP_MAC, X, EIP, 64, payload));
+    }
+    bench.model.knows_vm = true;
+    bench.line.is_full = true;
+    bench.retry();
+    assert!(bench.router.is_stalled() && bench.router.waiting() == 3 && bench.model.bills.is_empty());
+    bench.line.is_full = false;
+    assert_eq!(bench.router.take_stalled().len(), 1);
+    bench.retry();
+    assert_eq!((bench.sent().len(), bench.router.waiting(), bench.model.bills.len()), (3, 0, 3));
 }
 
 #[test]
