@@ -15,6 +15,8 @@
 //! sanitizer: there is no `unsafe` in nat-common for one to watch, and slices check their bounds. A crash becomes a
 //! named fixture in `tests/src/fixtures`.
 
+mod slowpath;
+
 use etherparse::checksum::Sum16BitWords;
 use nat_common::frame::Frame;
 use nat_common::parse::{Covered, Ipv4, Quote, Transport};
@@ -23,15 +25,6 @@ use nat_common::verdict::Egress;
 use tests::fixtures::world::{Link, VM1, VM2, X};
 use tests::fixtures::{self, HostNode, mend_header, mend_message, mend_quote};
 use tests::reference;
-
-/// The slow path's bookkeeping of frames, without anything that takes a kernel.
-#[expect(dead_code, reason = "only what can lose a frame is driven")]
-mod slowpath {
-    #[path = "../../../../nat-user/src/slowpath/frames.rs"]
-    pub(crate) mod frames;
-    #[path = "../../../../nat-user/src/slowpath/kernel.rs"]
-    pub(crate) mod kernel;
-}
 
 /// A checksum that an input can ask for, and how it is computed in an IPv4 packet.
 type Mend = (u8, fn(&mut [u8]));
