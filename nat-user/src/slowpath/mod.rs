@@ -11,6 +11,7 @@ pub mod arp;
 pub mod fragment;
 pub mod frames;
 pub mod icmp;
+mod judge;
 #[cfg(test)]
 mod kernel;
 pub mod limits;

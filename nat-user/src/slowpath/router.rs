@@ -6,10 +6,9 @@ use std::time::Instant;
 
 use log::warn;
 use nat_common::abi::slowpath::Tally;
-use nat_common::abi::{Addr, AddressKind, Inbound, Mac, Outbound, OutboundKey, Port};
-use nat_common::frame::Frame;
+use nat_common::abi::{Addr, Mac};
 use nat_common::parse::Ipv4;
-use nat_common::pipeline::{self, Admission, Direction, Node, Query, Route};
+use nat_common::pipeline::{self, Direction, Node, Query, Route};
 use nat_common::translate::{self, Addresses};
 use nat_common::verdict::{Egress, Errand, Punt, Reject, Verdict};
 use nat_common::wire::ethernet;
@@ -17,6 +16,7 @@ use nat_common::wire::ethernet;
 use super::arp::{Arp, Reaction};
 use super::fragment::fragment;
 use super::icmp::{self, Cause};
+use super::judge::{Cut, Judge, judge};
 use super::limits::Limits;
 use super::waiting::{Added, Neighbour, Waiting};
 use crate::dataplane::trial::Way;
@@ -334,24 +334,6 @@ impl Router {
     }
 }
 
-/// What the fast path would do with a packet now.
-struct Judged {
-    frame: Vec<u8>,
-    /// Whom it is billed to if it leaves.
-    bills: Vec<(u32, Direction, u16)>,
-    /// What the way out takes, if it was too large for that.
-    mtu: u16,
-}
-
-fn judge(packet: &Packet, around: &mut Around<'_>) -> (Verdict, Judged) {
-    let mut frame = packet.bytes.clone();
-    let mut judge = Judge { kernel: around.kernel, bills: Vec::new(), mtu: 0 };
-    let verdict =
-        pipeline::process(&mut Cut { bytes: &mut frame, size: packet.size }, packet.ifindex, &mut judge);
-    let Judge { bills, mtu, .. } = judge;
-    (verdict, Judged { frame, bills, mtu })
-}
-
 /// What a packet's sender is to be told.
 const fn cause(reject: Reject, mtu: u16) -> Option<Cause> {
     match reject {
@@ -445,67 +427,5 @@ fn leads_to(way: &Way) -> Result<Result<Egress, Neighbour>, Reject> {
         (Route::NotForwarded | Route::Unreachable, _) => Err(Reject::NoRoute),
         (Route::Disabled, _) => Err(Reject::ForwardingDisabled),
         (Route::TooBig | Route::Failed, _) => Err(Reject::FibError),
-    }
-}
-
-/// A frame of which only the beginning may be there.
-struct Cut<'a> {
-    bytes: &'a mut [u8],
-    /// How many bytes it had.
-    size: usize,
-}
-
-impl Frame for Cut<'_> {
-    fn at<const N: usize>(&mut self, offset: usize) -> Result<&mut [u8; N], Reject> {
-        self.bytes.at(offset)
-    }
-
-    fn size(&self) -> usize {
-        self.size
-    }
-}
-
-/// The kernel as the pipeline sees it: everything is finished here, and nobody is billed yet.
-struct Judge<'a> {
-    kernel: &'a mut dyn Kernel,
-    bills: Vec<(u32, Direction, u16)>,
-    mtu: u16,
-}
-
-impl Node for Judge<'_> {
-    fn port(&mut self, ifindex: u32) -> Option<Port> {
-        self.kernel.port(ifindex)
-    }
-
-    fn inbound(&mut self, public_ip: Addr) -> Option<Inbound> {
-        self.kernel.inbound(public_ip)
-    }
-
-    fn outbound(&mut self, key: OutboundKey) -> Option<Outbound> {
-        self.kernel.outbound(key)
-    }
-
-    fn kind(&mut self, addr: Addr) -> AddressKind {
-        self.kernel.kind(addr)
-    }
-
-    fn public_ip(&mut self) -> Addr {
-        self.kernel.public_ip()
-    }
-
-    fn route(&mut self, query: &Query) -> Route {
-        let way = self.kernel.way(query);
-        if way.route == Route::TooBig {
-            self.mtu = way.mtu;
-        }
-        way.route
-    }
-
-    fn admit(&mut self, _: Punt, _: usize, _: u32) -> Admission {
-        Admission::Here
-    }
-
-    fn bill(&mut self, meter: u32, direction: Direction, bytes: u16) {
-        self.bills.push((meter, direction, bytes));
     }
 }

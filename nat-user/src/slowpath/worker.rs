@@ -121,8 +121,9 @@ impl Worker {
         let now = Instant::now();
         let Self { kernel, router, ports, .. } = self;
         // Those that wait come first, or others would overtake them.
+        let stalled = router.take_stalled();
         if router.waiting() > 0 {
-            let (awaited, stalled) = (router.neighbours(), router.take_stalled());
+            let awaited = router.neighbours();
             let is_due =
                 |neighbour: &Neighbour| !is_all || news.contains(neighbour) || stalled.contains(neighbour);
             let retried = awaited.into_iter().filter(is_due);
