@@ -42,8 +42,9 @@ const ABSENT: u32 = 2;
 /// Whether the slow path takes a packet. A trial takes no packet's place.
 #[inline(always)]
 pub(crate) fn admit(ctx: &XdpContext, punt: Punt, size: usize, egress: u32, watch: Watch) -> Admission {
-    // Before Linux 6.6 a socket takes no frame that is in several buffers.
-    if size > MAX_FRAME || ctx.data() + size > ctx.data_end() {
+    // Before Linux 6.6 a socket takes no frame that is in several buffers. Lengths are compared and not addresses, for Linux
+    // 6.1 adds no number without a bound to one of those.
+    if size > MAX_FRAME || size > linear(ctx) {
         return Admission::Kernel;
     }
     // SAFETY: the context is the one that the program was called with.
@@ -73,6 +74,22 @@ pub(crate) fn have_answered(ctx: &XdpContext, errand: Errand) -> u32 {
         }
         eipnat_hand_over(ctx.ctx, errand.number())
     }
+}
+
+/// How much of a frame is in its first buffer, in bytes.
+#[inline(always)]
+fn linear(ctx: &XdpContext) -> usize {
+    let length: usize;
+    // SAFETY: arithmetic on registers, of which the optimiser shall not make another comparison.
+    unsafe {
+        asm!(
+            "{length} -= {start}",
+            length = inout(reg) ctx.data_end() => length,
+            start = in(reg) ctx.data(),
+            options(pure, nomem, nostack),
+        );
+    }
+    length
 }
 
 /// The interface's place in the slow path.
@@ -152,10 +169,7 @@ unsafe extern "C" fn eipnat_hand_over(ctx: *mut xdp_md, errand: u32) -> u32 {
     let Some(socket) = port(ctx).and_then(|port| socket(ctx, &port)) else { return XDP_DROP };
     // SAFETY: helpers; the context is the program's own.
     let size = unsafe { bpf_xdp_get_buff_len(ctx) } as usize;
-    let linear = {
-        let ctx = XdpContext::new(ctx);
-        ctx.data_end() - ctx.data()
-    };
+    let linear = linear(&XdpContext::new(ctx));
     if size > MAX_FRAME || size > linear {
         let cut = if linear < CUT { linear } else { CUT };
         // SAFETY: as above.

@@ -1,4 +1,4 @@
-//! What becomes of a packet in the slow path. Here is no socket, no clock and no thread: [`Surroundings`] are asked and told.
+//! What becomes of a packet in the slow path. Here is no socket, no clock and no thread: [`Around`] it is asked and told.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
