@@ -1,6 +1,8 @@
 //! The network-namespace lab and the packet fixtures: what the tests and the demonstration build on.
 
 #[cfg(feature = "lab")]
+pub mod bench;
+#[cfg(feature = "lab")]
 pub mod changeover;
 #[cfg(feature = "lab")]
 pub mod differential;

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tests::lab::{
-    Bed, Capture, EIP_SPARE, EIP1, EIP2, FAR, Generator, INTERNET, INTERNET_DEVICE, NODE_DOWN, NODE_UP,
-    Namespace, POOL, Plan, Sender, Setup, Side, Sink, VM_DEVICE, WebServer, download, ping,
+    Bed, Capture, EIP_SPARE, EIP1, EIP2, FAR, Generator, INTERNET, INTERNET_DEVICE, NODE_DOWN, NODE_UP, POOL,
+    Plan, Sender, Setup, Side, Sink, VM_DEVICE, WebServer, download, ping,
 };
 
 const PORT: u16 = 7000;
@@ -189,7 +189,8 @@ fn a_narrow_downlink() -> Result<()> {
 
 /// What floods the node from the internet, and the reason that it would have for the slow path.
 fn floods(bed: &Bed) -> Result<[(&'static str, Plan); 3]> {
-    let plan = Plan { mac: mac(&bed.lab.node, "up0")?, destination: EIP1.into(), ttl: 64, ..internet() };
+    let plan =
+        Plan { mac: bed.lab.node.mac_address("up0")?, destination: EIP1.into(), ttl: 64, ..internet() };
     Ok([
         // No hops left, from sources all over.
         ("ttl_expired", Plan { ttl: 1, ..plan }),
@@ -209,17 +210,10 @@ fn internet() -> Plan {
         destination: 0,
         destination_mask: 0,
         mac: [0; 6],
+        port_mask: u16::MAX,
         ttl: 0,
-        padding: 0,
+        padding: [0; 3],
     }
-}
-
-/// The MAC address of an interface.
-fn mac(host: &Namespace, device: &str) -> Result<[u8; 6]> {
-    let links: Value = serde_json::from_str(&host.succeed("ip", &["-j", "link", "show", device])?)?;
-    let text = links[0]["address"].as_str().context("no address")?;
-    let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<Vec<_>, _>>()?;
-    bytes.try_into().map_err(|_| anyhow::anyhow!("no MAC address: {text}"))
 }
 
 /// The first of sixteen EIPs whose VMs are off.

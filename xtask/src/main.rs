@@ -48,6 +48,15 @@ enum Task {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Set up, build, and measure eipnat against its peers on this machine; prints ratios.
+    Bench {
+        /// Take a minute.
+        #[arg(long)]
+        quick: bool,
+        /// Where results.json and shares.svg go.
+        #[arg(long, value_name = "DIR", default_value = "docs/benchmarks")]
+        output: PathBuf,
+    },
     /// Set up, and run every check and test, or, with a filter, just the tests that match.
     Test {
         /// Run only the tests on another kernel, which is booted in qemu.
@@ -64,6 +73,7 @@ fn main() -> ExitCode {
         Task::Setup { profile } => setup::run(profile).map(|()| true),
         Task::Build => setup::run(Profile::Build).and_then(|()| run::build()).map(|()| true),
         Task::Run { seconds, config, arguments } => run::run(seconds, config, &arguments).map(|()| true),
+        Task::Bench { quick, output } => run::bench(quick, &output).map(|()| true),
         Task::Test { kernel: Some(kernel), .. } => test::run_on(kernel),
         Task::Test { kernel: None, arguments } => test::run(&arguments),
     };

@@ -1,7 +1,7 @@
 //! The demonstration, and the daemon itself.
 
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
@@ -32,6 +32,21 @@ pub(crate) fn run(seconds: Option<u64>, config: Option<PathBuf>, arguments: &[St
         command.args(["--seconds", &seconds.to_string()]);
     }
     let error = command.args(arguments).exec();
+    Err(error).with_context(|| format!("cannot start {}", command.get_program().display()))
+}
+
+/// Sets up, builds, and becomes the benchmark.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn bench(quick: bool, output: &Path) -> anyhow::Result<()> {
+    setup::run(Profile::Test)?;
+    build()?;
+    let mut command = root_command(release_program("eipnat-bench")?)?;
+    if quick {
+        command.arg("--quick");
+    }
+    let error = command.arg("--output").arg(output).exec();
     Err(error).with_context(|| format!("cannot start {}", command.get_program().display()))
 }
 

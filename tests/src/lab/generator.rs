@@ -9,14 +9,13 @@ use anyhow::{Context as _, Result, anyhow};
 use aya::Ebpf;
 use aya::maps::{Array, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
-use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 use yardsticks::FRAME_LEN;
 pub use yardsticks::Plan;
 
 use super::Namespace;
 
-/// The programs, compiled by the build script.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/yardsticks"));
+/// The programs that are measured by, compiled by the build script.
+pub static YARDSTICKS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/yardsticks"));
 
 /// Frames of one call. Each call makes the kernel wait for all CPUs, some ten milliseconds; but while it runs, nobody else gets
 /// that done.
@@ -38,11 +37,8 @@ impl Generator {
     /// # Errors
     /// When the program cannot be loaded, or there is no such device.
     pub fn start(namespace: &Namespace, device: &str, plan: Plan) -> Result<Self> {
-        let index = namespace.run(|| {
-            let any = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
-            netdevice::name_to_index(any, device)
-        })??;
-        let mut ebpf = Ebpf::load(OBJECT)?;
+        let index = namespace.interface_index(device)?;
+        let mut ebpf = Ebpf::load(YARDSTICKS)?;
         let words: [u8; size_of::<Plan>()] = bytemuck::cast(Plan { ifindex: index, ..plan });
         let mut plans: Array<_, [u8; size_of::<Plan>()]> =
             ebpf.map_mut("PLAN").context("no map PLAN")?.try_into()?;

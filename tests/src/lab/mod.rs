@@ -33,7 +33,7 @@ pub use daemon::{
     Config, Daemon, METRICS, beside_this_program, datapath, default_pool, eipnat_binary, refused, run_eipnat,
 };
 pub use facility::may_lack;
-pub use generator::{Generator, Plan};
+pub use generator::{Generator, Plan, YARDSTICKS};
 pub use meter::Meter;
 pub use namespace::Namespace;
 pub use process::Process;
@@ -92,6 +92,42 @@ impl Topology {
             Self::TwoArmed => ("up0", "dn0"),
             Self::OneArmed => ("up0", "up0"),
         }
+    }
+}
+
+/// Room for hosts, without any yet. Dropping it takes all of them away, processes inside included.
+#[derive(Debug)]
+pub struct Ground(Arc<site::Site>);
+
+impl Ground {
+    /// Makes room.
+    ///
+    /// # Errors
+    /// Without root.
+    pub fn new() -> Result<Self> {
+        Ok(Self(site::Site::claim()?))
+    }
+
+    /// One more host, without any connection yet.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn host(&self, role: &str) -> Result<Namespace> {
+        make_host(&self.0, role)
+    }
+
+    /// A cable between two hosts.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn cable(&self, left: (&Namespace, &str), right: (&Namespace, &str)) -> Result<()> {
+        cable(left.0, left.1, None, right.0, right.1)
+    }
+
+    /// A path for a file that goes with the hosts.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.dir().join(name)
     }
 }
 

@@ -7,7 +7,8 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use rustix::net::{AddressFamily, SocketType, netdevice, socket};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::process::{self, Process};
@@ -118,6 +119,31 @@ impl Namespace {
         let path = format!("/proc/sys/{key}");
         self.run(|| std::fs::write(&path, value))?
             .with_context(|| format!("cannot write {path} in {}", self.name))
+    }
+
+    /// The index of an interface.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn interface_index(&self, device: &str) -> Result<u32> {
+        let index = || {
+            let any = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+            netdevice::name_to_index(any, device)
+        };
+        self.run(index)?.with_context(|| format!("no interface {device} in {}", self.name))
+    }
+
+    /// The MAC address of an interface.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn mac_address(&self, device: &str) -> Result<[u8; 6]> {
+        let links: serde_json::Value =
+            serde_json::from_str(&self.succeed("ip", &["-j", "link", "show", device])?)?;
+        let text = links[0]["address"].as_str().context("no address")?;
+        let bytes =
+            text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<Vec<_>, _>>()?;
+        bytes.try_into().map_err(|_| anyhow!("no MAC address: {text}"))
     }
 
     /// Reads `/proc/sys/KEY`.

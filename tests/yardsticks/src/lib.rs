@@ -22,10 +22,22 @@ pub struct Plan {
     pub destination_mask: u32,
     /// The frames' destination MAC address.
     pub mac: [u8; 6],
+    /// Which bits of the source port vary; its others are those of 1024.
+    pub port_mask: u16,
     /// Their TTL.
     pub ttl: u8,
     /// Zero.
-    pub padding: u8,
+    pub padding: [u8; 3],
 }
 
-const _: () = assert!(size_of::<Plan>() == 28);
+/// Where the yardstick NAT sends packets for an address, and who counts them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Binding {
+    /// The other address.
+    pub address: [u8; 4],
+    /// Index of its counter.
+    pub counter: u32,
+}
+
+const _: () = assert!(size_of::<Plan>() == 32 && size_of::<Binding>() == 8);

@@ -3,14 +3,20 @@
 #![no_main]
 #![expect(unsafe_code, reason = "packet memory and BPF maps are raw pointers")]
 #![expect(clippy::needless_pass_by_value, reason = "the entry point's signature is aya's")]
-#![expect(clippy::cast_possible_truncation, reason = "checksums are folded")]
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "checksums are folded, and sizes of structures are small"
+)]
 
-use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_REDIRECT};
-use aya_ebpf::helpers::bpf_redirect;
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
+use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT};
+use aya_ebpf::helpers::{bpf_fib_lookup, bpf_redirect};
 use aya_ebpf::macros::{map, xdp};
-use aya_ebpf::maps::{Array, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
 use aya_ebpf::programs::XdpContext;
-use yardsticks::{FRAME_LEN, Plan};
+use yardsticks::{Binding, FRAME_LEN, Plan};
 
 #[map]
 static PLAN: Array<Plan> = Array::with_max_entries(1, 0);
@@ -29,19 +35,151 @@ fn generate(ctx: XdpContext) -> u32 {
         *made += 1;
         *made
     };
+    let Some(frame) = frame(&ctx) else { return XDP_ABORTED };
+    *frame = packet(plan, number);
+    by(plan.ifindex)
+}
+
+/// Set by whoever loads the programs: the interface that frames leave by.
+#[unsafe(no_mangle)]
+static OUT: u32 = 0;
+
+/// Whether the source address is the one that is translated or looked at, and not the destination.
+#[unsafe(no_mangle)]
+static IS_SOURCE: u32 = 0;
+
+/// What a frame that arrives rightly has in that address, of the bits of [`MASK`].
+#[unsafe(no_mangle)]
+static PREFIX: u32 = 0;
+#[unsafe(no_mangle)]
+static MASK: u32 = 0;
+
+#[inline(always)]
+fn set(setting: &'static u32) -> u32 {
+    // SAFETY: a number that the loader has written, of which the compiler shall not know.
+    unsafe { core::ptr::read_volatile(setting) }
+}
+
+/// The frames that have come, and how many of them were as they should be.
+#[map]
+static CAME: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
+
+/// Sends everything on, and looks at nothing.
+#[xdp]
+fn redirect(_: XdpContext) -> u32 {
+    by(set(&OUT))
+}
+
+/// Drops everything.
+#[xdp]
+fn discard(_: XdpContext) -> u32 {
+    XDP_DROP
+}
+
+/// Counts what has come, and drops it.
+#[xdp]
+fn count(ctx: XdpContext) -> u32 {
+    let (Some(came), Some(frame)) = (CAME.get_ptr_mut(0), frame(&ctx)) else { return XDP_DROP };
+    // Hosts speak of themselves, too.
+    if frame[12..15] != [8, 0, 0x45] || frame[23] != 17 {
+        return XDP_DROP;
+    }
+    let at = if set(&IS_SOURCE) == 0 { 30 } else { 26 };
+    let address = u32::from_be_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]);
+    let is_right = (address & set(&MASK) == set(&PREFIX)) && header_sum(frame) == 0xffff;
+    // SAFETY: the element is this CPU's, and XDP programs do not interrupt each other on one.
+    unsafe {
+        (*came)[0] += 1;
+        (*came)[1] += u64::from(is_right);
+    }
+    XDP_DROP
+}
+
+#[map]
+static BINDINGS: HashMap<[u8; 4], Binding> = HashMap::with_max_entries(1, 0);
+
+#[map]
+static COUNTERS: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
+
+/// The least that a NAT in XDP has to do: one look-up, the kernel's FIB, a counter. It takes UDP without IP options, and nothing
+/// else.
+#[xdp]
+fn nat(ctx: XdpContext) -> u32 {
+    let Some(frame) = frame(&ctx) else { return XDP_PASS };
+    if frame[12..15] != [8, 0, 0x45] || frame[23] != 17 {
+        return XDP_PASS;
+    }
+    let at = if set(&IS_SOURCE) == 0 { 30 } else { 26 };
+    let old = [frame[at], frame[at + 1], frame[at + 2], frame[at + 3]];
+    // SAFETY: nobody takes bindings out while a benchmark runs.
+    let binding = unsafe { BINDINGS.get(old) };
+    let Some(binding) = binding else { return XDP_DROP };
+    let new = binding.address;
+    frame[at..at + 4].copy_from_slice(&new);
+    let word = |high: u8, low: u8| u32::from(u16::from_be_bytes([high, low]));
+    let change = (!word(old[0], old[1]) & 0xffff)
+        + (!word(old[2], old[3]) & 0xffff)
+        + word(new[0], new[1])
+        + word(new[2], new[3]);
+    // The TTL is the high half of its word.
+    frame[22] -= 1;
+    let header = checksum((!word(frame[24], frame[25]) & 0xffff) + change + 0xfeff);
+    frame[24..26].copy_from_slice(&header);
+    let datagram = checksum((!word(frame[40], frame[41]) & 0xffff) + change);
+    frame[40..42].copy_from_slice(&if datagram == [0, 0] { [0xff, 0xff] } else { datagram });
+    // SAFETY: plain integers, for which zero is a value.
+    let mut fib: FibLookup = unsafe { core::mem::zeroed() };
+    fib.family = 2;
+    fib.l4_protocol = 17;
+    fib.ifindex = ctx.ingress_ifindex() as u32;
+    fib.__bindgen_anon_1.tot_len = 46;
+    fib.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes([frame[26], frame[27], frame[28], frame[29]]);
+    fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes([frame[30], frame[31], frame[32], frame[33]]);
+    // SAFETY: the context is the program's own, and the structure lives through the call.
+    if unsafe { bpf_fib_lookup(ctx.as_ptr(), &raw mut fib, size_of::<FibLookup>() as i32, 0) } != 0 {
+        return XDP_DROP;
+    }
+    frame[..6].copy_from_slice(&fib.dmac);
+    frame[6..12].copy_from_slice(&fib.smac);
+    if let Some(counter) = COUNTERS.get_ptr_mut(binding.counter) {
+        // SAFETY: as in `count`.
+        unsafe {
+            (*counter)[0] += 46;
+            (*counter)[1] += 1;
+        }
+    }
+    by(fib.ifindex)
+}
+
+#[inline(always)]
+fn by(ifindex: u32) -> u32 {
+    // SAFETY: a helper.
+    if unsafe { bpf_redirect(ifindex, 0) } == i64::from(XDP_REDIRECT) { XDP_REDIRECT } else { XDP_ABORTED }
+}
+
+/// The frame, if it is as long as the generator's.
+#[inline(always)]
+#[expect(clippy::mut_from_ref, reason = "it is the context's frame, and asked for once")]
+fn frame(ctx: &XdpContext) -> Option<&mut [u8; FRAME_LEN]> {
     let start = ctx.data();
     if start + FRAME_LEN > ctx.data_end() {
-        return XDP_ABORTED;
+        return None;
     }
-    // SAFETY: the bytes lie within the frame, whose memory is this program's alone.
-    let frame = unsafe { &mut *(start as *mut [u8; FRAME_LEN]) };
-    *frame = packet(plan, number);
-    // SAFETY: a helper.
-    if unsafe { bpf_redirect(plan.ifindex, 0) } == i64::from(XDP_REDIRECT) {
-        XDP_REDIRECT
-    } else {
-        XDP_ABORTED
+    // SAFETY: the bytes lie within the frame, whose memory is this program's alone, and each program asks for it once.
+    Some(unsafe { &mut *(start as *mut [u8; FRAME_LEN]) })
+}
+
+/// The sum of the IPv4 header, folded.
+#[inline(always)]
+fn header_sum(frame: &[u8; FRAME_LEN]) -> u32 {
+    let mut sum = 0;
+    let mut at = 14;
+    while at < 34 {
+        sum += u32::from(u16::from_be_bytes([frame[at], frame[at + 1]]));
+        at += 2;
     }
+    let sum = (sum >> 16) + (sum & 0xffff);
+    (sum >> 16) + (sum & 0xffff)
 }
 
 #[inline(always)]
@@ -50,7 +188,7 @@ fn packet(plan: &Plan, number: u64) -> [u8; FRAME_LEN] {
     let mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let [s0, s1, s2, s3] = (plan.source ^ ((mixed >> 32) as u32 & plan.source_mask)).to_be_bytes();
     let [d0, d1, d2, d3] = (plan.destination ^ ((mixed >> 20) as u32 & plan.destination_mask)).to_be_bytes();
-    let [p0, p1] = (1024 | mixed as u16).to_be_bytes();
+    let [p0, p1] = (1024 | (mixed as u16 & plan.port_mask)).to_be_bytes();
     let mut frame = [0; FRAME_LEN];
     frame[..6].copy_from_slice(&plan.mac);
     frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
