@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use prometheus::proto::{Metric, MetricType};
 
 use super::{counter, gauge};
-use crate::dataplane::slow_path::{Outcomes, Report};
+use crate::dataplane::slow_path::{Bucket, Outcomes, Report};
+use crate::slowpath::SocketState;
 
 /// A family: name, meaning, type and samples.
 type Family = (&'static str, &'static str, MetricType, Vec<Metric>);
@@ -16,9 +17,8 @@ pub(super) fn families(report: &Report) -> Vec<Family> {
         named(*outcomes)
             .map(|(outcome, packets)| counter(&[("reason", errand.name()), ("outcome", outcome)], packets))
     });
-    let of_buckets = |count: fn(&crate::dataplane::slow_path::Bucket) -> u64| -> Vec<Metric> {
-        let sample = |bucket| {
-            let bucket: &crate::dataplane::slow_path::Bucket = bucket;
+    let of_buckets = |count: fn(&Bucket) -> u64| -> Vec<Metric> {
+        let sample = |bucket: &Bucket| {
             let labels = [("interface", bucket.interface.as_str()), ("reason", bucket.errand.name())];
             counter(&labels, count(bucket))
         };
@@ -93,51 +93,46 @@ const fn named(outcomes: Outcomes) -> [(&'static str, u64); 4] {
     ]
 }
 
-/// By interface: its queues together.
-fn frames(report: &Report) -> Vec<Metric> {
-    let mut sums: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+/// The numbers of a socket, each with its name, as samples by interface: its queues together.
+fn by_interface<const N: usize>(
+    report: &Report,
+    label: &str,
+    sample: fn(&[(&str, &str)], u64) -> Metric,
+    numbers: impl Fn(&SocketState) -> [(&'static str, u64); N],
+) -> Vec<Metric> {
+    let mut sums: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     for socket in &report.state.sockets {
-        let shares = socket.shares;
-        for (holder, frames) in
-            [("free", shares.free), ("receiving", shares.receiving), ("sending", shares.sending)]
-        {
-            *sums.entry((&socket.interface, holder)).or_default() += frames;
+        for (name, number) in numbers(socket) {
+            *sums.entry((&socket.interface, name)).or_default() += number;
         }
     }
-    let sample =
-        |((interface, holder), frames)| gauge(&[("interface", interface), ("holder", holder)], frames as u64);
-    sums.into_iter().map(sample).collect()
+    let labelled = |((interface, name), number)| sample(&[("interface", interface), (label, name)], number);
+    sums.into_iter().map(labelled).collect()
+}
+
+fn frames(report: &Report) -> Vec<Metric> {
+    by_interface(report, "holder", gauge, |SocketState { shares, .. }| {
+        [
+            ("free", shares.free as u64),
+            ("receiving", shares.receiving as u64),
+            ("sending", shares.sending as u64),
+        ]
+    })
 }
 
 fn rings(report: &Report) -> Vec<Metric> {
-    let mut sums: BTreeMap<(&str, &str), u64> = BTreeMap::new();
-    for socket in &report.state.sockets {
-        let rings = socket.rings;
-        for (ring, frames) in [
-            ("fill", rings.fill),
-            ("receive", rings.receive),
-            ("send", rings.send),
-            ("completion", rings.completion),
-        ] {
-            *sums.entry((&socket.interface, ring)).or_default() += u64::from(frames);
-        }
-    }
-    sums.into_iter()
-        .map(|((interface, ring), frames)| gauge(&[("interface", interface), ("ring", ring)], frames))
-        .collect()
+    by_interface(report, "ring", gauge, |SocketState { rings, .. }| {
+        [
+            ("fill", rings.fill.into()),
+            ("receive", rings.receive.into()),
+            ("send", rings.send.into()),
+            ("completion", rings.completion.into()),
+        ]
+    })
 }
 
 fn lost(report: &Report) -> Vec<Metric> {
-    let mut sums: BTreeMap<(&str, &str), u64> = BTreeMap::new();
-    for socket in &report.state.sockets {
-        let lost = socket.lost;
-        for (cause, packets) in
-            [("ring_full", lost.ring_full), ("no_frames", lost.no_frames), ("other", lost.dropped)]
-        {
-            *sums.entry((&socket.interface, cause)).or_default() += packets;
-        }
-    }
-    sums.into_iter()
-        .map(|((interface, cause), packets)| counter(&[("interface", interface), ("cause", cause)], packets))
-        .collect()
+    by_interface(report, "cause", counter, |SocketState { lost, .. }| {
+        [("ring_full", lost.ring_full), ("no_frames", lost.no_frames), ("other", lost.dropped)]
+    })
 }

@@ -20,7 +20,7 @@ pub(super) struct Judged {
 /// Judges a packet like the fast path, which has to finish everything here.
 pub(super) fn judge(packet: &Packet, around: &mut Around<'_>) -> (Verdict, Judged) {
     let mut frame = packet.bytes.clone();
-    let mut judge = Judge { kernel: around.kernel, bills: Vec::new(), mtu: 0 };
+    let mut judge = Judge::new(around.kernel);
     let verdict =
         pipeline::process(&mut Cut { bytes: &mut frame, size: packet.size }, packet.ifindex, &mut judge);
     let Judge { bills, mtu, .. } = judge;
@@ -46,9 +46,15 @@ impl Frame for Cut<'_> {
 
 /// The kernel as the pipeline sees it: everything is finished here, and nobody is billed yet.
 pub(super) struct Judge<'a> {
-    pub(super) kernel: &'a mut dyn Kernel,
-    pub(super) bills: Vec<(u32, Direction, u16)>,
-    pub(super) mtu: u16,
+    kernel: &'a mut dyn Kernel,
+    bills: Vec<(u32, Direction, u16)>,
+    mtu: u16,
+}
+
+impl<'a> Judge<'a> {
+    pub(super) fn new(kernel: &'a mut dyn Kernel) -> Self {
+        Self { kernel, bills: Vec::new(), mtu: 0 }
+    }
 }
 
 impl Node for Judge<'_> {

@@ -265,7 +265,7 @@ impl Router {
         around.kernel.count(Tally::Dropped(reject));
         let mut frame = packet.bytes.clone();
         for direction in [Direction::In, Direction::Out] {
-            let mut node = Judge { kernel: around.kernel, bills: Vec::new(), mtu: 0 };
+            let mut node = Judge::new(around.kernel);
             let concerned = pipeline::concerned(
                 frame.as_mut_slice(),
                 packet.ifindex,

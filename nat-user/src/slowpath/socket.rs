@@ -105,7 +105,7 @@ impl Socket {
             .map_err(|error| anyhow!("{error}"))?;
         let count = to_receive + TO_SEND;
         let frames = NonZeroU32::new(count).context("a socket without frames")?;
-        let (umem, descriptors) = Umem::new(umem, frames, false).map_err(explained)?;
+        let (umem, descriptors) = Umem::new(umem, frames, false).map_err(anyhow::Error::new)?;
         let how = match copying {
             Copying::Copy => BindFlags::XDP_COPY,
             Copying::ZeroCopy => BindFlags::XDP_ZEROCOPY,
@@ -120,7 +120,7 @@ impl Socket {
         let name = interface.parse().with_context(|| format!("{interface} is no name"))?;
         // SAFETY: the memory is shared with no other socket.
         let bound = unsafe { xsk_rs::Socket::new(config, &umem, &name, queue) };
-        let (tx, rx, rings) = bound.map_err(explained)?;
+        let (tx, rx, rings) = bound.map_err(anyhow::Error::new)?;
         let (fill, completion) = rings.context("the memory has rings already")?;
         // SAFETY: the descriptor is open as long as the queue, which outlives this call.
         let fd = unsafe { BorrowedFd::borrow_raw(rx.fd().as_raw_fd()) };
@@ -276,9 +276,4 @@ impl Rings for Xsk {
 #[expect(clippy::cast_possible_truncation, reason = "there are some thousand frames")]
 fn number(descriptor: &FrameDesc) -> Frame {
     (descriptor.addr() / FRAME_SIZE as usize) as Frame
-}
-
-/// An error with its cause, which libxdp's own words leave out.
-fn explained(error: impl std::error::Error + Send + Sync + 'static) -> anyhow::Error {
-    anyhow::Error::new(error)
 }
