@@ -20,12 +20,14 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::verdict::Errand;
 
+pub mod drops;
+pub mod express;
 pub mod slowpath;
 pub mod trace;
 pub mod trial;
 
 /// Version of everything in this module. Where the pinned maps carry another one, the daemon makes new maps.
-pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { u32::MAX } else { 6 };
+pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { u32::MAX } else { 7 };
 
 /// Most interfaces that a program can be told of: uplinks, downlinks, and what is below them, such as the ports of a bridge
 /// to which hundreds of VMs are plugged.
@@ -33,12 +35,6 @@ pub const MAX_PORTS: u32 = 4096;
 
 /// Most entries of [`map::ADDRESSES`]. It takes memory only for those that are there.
 pub const MAX_ADDRESSES: u32 = 65536;
-
-/// How many pairs of a bound public address and a reason are remembered, in [`map::DROPS`].
-pub const MAX_DROPS: u32 = 65536;
-
-/// How many are in [`map::DROPS_UNBOUND`].
-pub const MAX_DROPS_UNBOUND: u32 = 16384;
 
 /// Names of the BPF maps. They are also the file names under the pin path.
 pub mod map {
@@ -64,12 +60,9 @@ pub mod map {
     pub const CARRIED_METERS: &str = "CARRIED_METERS";
     /// Array: counter index -> what earlier maps came to. Not read by the program.
     pub const CARRIED_COUNTERS: &str = "CARRIED_COUNTERS";
-    /// Hash that forgets what was not used for long: [`DropKey`](super::DropKey) -> [`Dropped`](super::Dropped), for
-    /// public addresses that are bound.
+    /// Array of [`Dropped`](super::drops::Dropped): a lane of [`drops::LANE`](super::drops::LANE) for each CPU, and one for the
+    /// slow path.
     pub const DROPS: &str = "DROPS";
-    /// The same for addresses of the pools that are not bound, apart, so that whoever tries them all makes the other
-    /// one forget nothing.
-    pub const DROPS_UNBOUND: &str = "DROPS_UNBOUND";
 
     /// Array with the one element [`Settings`](super::trace::Settings).
     pub const TRACE: &str = "TRACE";
@@ -80,6 +73,21 @@ pub mod map {
     /// Per-CPU array with one element: how many events were left out (`u64`).
     pub const LEFT_OUT: &str = "LEFT_OUT";
 
+    /// Array with one element: upper half of an address (`u16`, host byte order) -> page (`u16`).
+    pub const DIRECTORY: &str = "DIRECTORY";
+    /// Array: page -> a [`Place`](super::express::Place) for each third byte of an address.
+    pub const PAGES: &str = "PAGES";
+    /// Array: block -> an [`InboundEntry`](super::express::InboundEntry) for each last byte of an address.
+    pub const INBOUND_BLOCKS: &str = "INBOUND_BLOCKS";
+    /// Array: block -> an [`Outbound`](super::Outbound) for each last byte of an address of tenant 0.
+    pub const OUTBOUND_BLOCKS: &str = "OUTBOUND_BLOCKS";
+    /// Array of [`NextHop`](super::express::NextHop)s: a lane of [`express::NEXT_HOPS`](super::express::NEXT_HOPS) for each CPU.
+    pub const NEXT_HOPS: &str = "NEXT_HOPS";
+    /// Array: interface index, lower bits -> [`Seat`](super::express::Seat).
+    pub const SEATS: &str = "SEATS";
+    /// Array with the one element [`Routing`](super::express::Routing).
+    pub const ROUTING: &str = "ROUTING";
+
     /// XDP sockets of the slow path, by [`Port::socket`](super::Port::socket).
     pub const SOCKETS: &str = "SOCKETS";
     /// Array: [`Port::bucket`](super::Port::bucket) -> [`Bucket`](super::slowpath::Bucket).
@@ -89,7 +97,7 @@ pub mod map {
     pub const TALLIES: &str = "TALLIES";
 
     /// All of them.
-    pub const ALL: [&str; 19] = [
+    pub const ALL: [&str; 25] = [
         NODE,
         PORTS,
         ADDRESSES,
@@ -101,11 +109,17 @@ pub mod map {
         CARRIED_METERS,
         CARRIED_COUNTERS,
         DROPS,
-        DROPS_UNBOUND,
         TRACE,
         TRACED,
         EVENTS,
         LEFT_OUT,
+        DIRECTORY,
+        PAGES,
+        INBOUND_BLOCKS,
+        OUTBOUND_BLOCKS,
+        NEXT_HOPS,
+        SEATS,
+        ROUTING,
         SOCKETS,
         BUCKETS,
         TALLIES,
@@ -227,26 +241,6 @@ impl Meter {
     }
 }
 
-/// Key of [`map::DROPS`] and [`map::DROPS_UNBOUND`].
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-pub struct DropKey {
-    /// The public address that the packets were for, or would have come from.
-    pub address: Addr,
-    /// Number of the [`Reject`](crate::verdict::Reject).
-    pub reason: u32,
-}
-
-/// Packets that were dropped for one reason.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct Dropped {
-    /// How many.
-    pub packets: u64,
-    /// When the last one was, in nanoseconds of `CLOCK_MONOTONIC`.
-    pub last: u64,
-}
-
 /// One interface of the node. Value of [`map::PORTS`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -365,7 +359,6 @@ impl Node {
 const _: () = {
     assert!(size_of::<Inbound>() == 12 && size_of::<Outbound>() == 8 && size_of::<OutboundKey>() == 8);
     assert!(size_of::<Meter>() == 32 && size_of::<Port>() == 20 && size_of::<Node>() == 36);
-    assert!(size_of::<DropKey>() == 8 && size_of::<Dropped>() == 16);
 };
 const _: () = {
     assert!(core::mem::offset_of!(Inbound, meter) == 8 && core::mem::offset_of!(Outbound, meter) == 4);

@@ -9,6 +9,7 @@
 
 pub mod abi;
 pub mod checksum;
+pub mod express;
 pub mod frame;
 pub mod parse;
 pub mod pipeline;

@@ -1,6 +1,7 @@
 //! The path of one packet: which binding wants it, where it goes, and only then the rewriting.
 
 use crate::abi::{Addr, AddressKind, Inbound, Outbound, OutboundKey, Port};
+use crate::express::DSCP;
 use crate::frame::Frame;
 use crate::parse::{Ipv4, Quote, Transport};
 use crate::translate::{self, Addresses};
@@ -31,6 +32,12 @@ pub trait Node {
     }
     /// Adds a forwarded packet to a meter.
     fn bill(&mut self, meter: u32, direction: Direction, bytes: u16);
+    /// May remember the way out that was last told, for later packets to `destination`, as they come: of a public address of tenant
+    /// 0 to its VM, of another one to a stranger.
+    #[inline(always)]
+    fn learn(&mut self, destination: Addr, is_public: bool, egress: &Egress) {
+        let _ = (destination, is_public, egress);
+    }
 }
 
 /// Who finishes what the fast path cannot.
@@ -315,6 +322,10 @@ fn carry<F: Frame + ?Sized, N: Node>(
     translate::readdress(frame, ip, &plan.transport, plan.addresses, plan.quoted)?;
     if let Verdict::Forward(egress) = &verdict {
         translate::forward(frame, ip, egress)?;
+        // Routes may depend on it.
+        if ip.tos & DSCP == 0 && into.is_none_or(|into| into.tenant == 0) {
+            node.learn(ip.destination, into.is_some(), egress);
+        }
     }
     if let Some(meter) = plan.out_meter {
         node.bill(meter, Direction::Out, ip.total_len);

@@ -33,7 +33,7 @@ impl XdpFrame {
 
     /// Writes a dropped packet to the daemon's log. At any log level below debug the verifier removes it.
     #[inline(always)]
-    pub(crate) fn log_drop(&mut self, ctx: &XdpContext, reject: Reject) {
+    pub(crate) fn log_drop(&mut self, ctx: &XdpContext, reason: u32) {
         let Ok(&mut [s0, s1, s2, s3, d0, d1, d2, d3]) =
             self.at(nat_common::wire::ethernet::HEADER_LEN + ipv4::ADDRESSES)
         else {
@@ -42,7 +42,7 @@ impl XdpFrame {
         let source = u32::from_be_bytes([s0, s1, s2, s3]);
         let destination = u32::from_be_bytes([d0, d1, d2, d3]);
         let ifindex = ctx.ingress_ifindex() as u32;
-        debug!(ctx, "drop reason {} interface {}: {:i} -> {:i}", reject as u8, ifindex, source, destination);
+        debug!(ctx, "drop reason {} interface {}: {:i} -> {:i}", reason, ifindex, source, destination);
     }
 }
 

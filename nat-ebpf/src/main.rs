@@ -14,6 +14,7 @@
 )]
 #![expect(clippy::needless_pass_by_value, reason = "the entry point's signature is aya's")]
 
+mod express;
 mod fib;
 mod frame;
 mod maps;
@@ -27,8 +28,9 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
+use nat_common::express::Outcome;
 use nat_common::pipeline::{self, Direction};
-use nat_common::verdict::{Counter, Errand, Verdict};
+use nat_common::verdict::{Counter, Errand, Reject, Verdict};
 
 use crate::frame::XdpFrame;
 use crate::node::KernelNode;
@@ -36,8 +38,61 @@ use crate::watch::Watch;
 
 /// Entry point on every uplink and downlink. `frags`: it also takes frames that span several buffers (jumbo MTUs);
 /// all headers stand in the first.
+///
+/// What it calls are BPF functions, so that they share the stack, and none saves what another needs: see those in [`frame`].
 #[xdp(frags)]
 fn eipnat(ctx: XdpContext) -> u32 {
+    // SAFETY: the context is the one that the program was called with.
+    let mut action = unsafe { eipnat_express(ctx.ctx) };
+    if action == UNKNOWN {
+        // SAFETY: as above.
+        action = unsafe { eipnat_judge(ctx.ctx) };
+    }
+    match action.checked_sub(DROPPED).and_then(|number| Reject::ALL.get(number as usize)) {
+        Some(reject) => dropped(&ctx, *reject),
+        None => action,
+    }
+}
+
+/// In place of the program's action: the pipeline has to judge the packet.
+const UNKNOWN: u32 = u32::MAX;
+
+/// What becomes of an ordinary packet: the program's action, or [`UNKNOWN`].
+///
+/// # Safety
+/// `ctx` must be the context that the program was called with.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn eipnat_express(ctx: *mut xdp_md) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    match express::process(&ctx) {
+        Outcome::Forward(ifindex) => {
+            maps::count(Counter::Forward.index());
+            maps::send_by(ifindex)
+        }
+        Outcome::Unbound(address) => {
+            let reject = Reject::EipUnbound;
+            maps::count(Counter::Drop(reject).index());
+            maps::remember_drop(address, false, reject as u32, express::now());
+            // SAFETY: the context is the one that the program was called with.
+            unsafe { eipnat_log_drop(ctx.ctx, reject as u32) };
+            XDP_DROP
+        }
+        Outcome::Unknown => UNKNOWN,
+    }
+}
+
+/// In place of the program's action, from here on: why the packet is dropped.
+const DROPPED: u32 = 256;
+
+/// What becomes of any packet: the program's action, or behind [`DROPPED`] the number of the reason for which it is dropped.
+///
+/// # Safety
+/// `ctx` must be the context that the program was called with.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn eipnat_judge(ctx: *mut xdp_md) -> u32 {
+    let ctx = XdpContext::new(ctx);
     let watch = Watch::begin(&ctx);
     let mut frame = XdpFrame::new(&ctx);
     let mut node = KernelNode::new(&ctx, watch);
@@ -45,25 +100,39 @@ fn eipnat(ctx: XdpContext) -> u32 {
     maps::count(watch.place(Counter::from(&verdict).index()));
     watch.end(&ctx, &verdict);
     match verdict {
-        // A full queue behind the map is not seen here, only an interface that it does not hold. The daemon puts one in
-        // before the pipeline may choose it, and takes it out after, so only somebody else can have taken it out.
-        Verdict::Forward(egress) => maps::EGRESS.redirect(egress.ifindex, 0).unwrap_or(XDP_DROP),
+        Verdict::Forward(egress) => maps::send_by(egress.ifindex),
         // The kernel finishes what it got translated: it asks for the neighbour, or fragments.
         Verdict::Pass | Verdict::Finish(_) => XDP_PASS,
         // A trial is nobody's packet: it is told what would have become of it.
         Verdict::Punt(_) if watch.is_trial() => XDP_REDIRECT,
         Verdict::Drop(_) if watch.is_trial() => XDP_DROP,
         Verdict::Punt(punt) => slowpath::hand_over(&ctx, Errand::Carry(punt)),
-        Verdict::Drop(reject) => {
-            frame.log_drop(&ctx, reject);
-            // SAFETY: the context is the one that the program was called with.
-            unsafe {
-                eipnat_remember_drop(ctx.ctx, reject as u32, 1);
-                eipnat_remember_drop(ctx.ctx, reject as u32, 0);
-            }
-            Errand::of(&verdict).map_or(XDP_DROP, |errand| slowpath::have_answered(&ctx, errand))
-        }
+        Verdict::Drop(reject) => DROPPED + reject as u32,
     }
+}
+
+/// What else is done about a dropped packet; the program's action.
+#[inline(always)]
+fn dropped(ctx: &XdpContext, reject: Reject) -> u32 {
+    // SAFETY: the context is the one that the program was called with.
+    unsafe {
+        eipnat_log_drop(ctx.ctx, reject as u32);
+        eipnat_remember_drop(ctx.ctx, reject as u32, 1);
+        eipnat_remember_drop(ctx.ctx, reject as u32, 0);
+    }
+    Errand::of(&Verdict::Drop(reject)).map_or(XDP_DROP, |errand| slowpath::have_answered(ctx, errand))
+}
+
+/// Writes a dropped packet to the daemon's log.
+///
+/// # Safety
+/// `ctx` must be the context that the program was called with.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn eipnat_log_drop(ctx: *mut xdp_md, reason: u32) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    XdpFrame::new(&ctx).log_drop(&ctx, reason);
+    0
 }
 
 /// Remembers whom a dropped packet concerns, inwards or outwards. A BPF function of its own: see those in [`frame`].
@@ -79,7 +148,7 @@ unsafe extern "C" fn eipnat_remember_drop(ctx: *mut xdp_md, reason: u32, inwards
     let mut node = KernelNode::new(&ctx, Watch::PLAIN);
     let concerned = pipeline::concerned(&mut frame, ifindex, reason, direction, &mut node);
     if let Some((address, is_bound)) = concerned {
-        maps::remember_drop(address, is_bound, reason);
+        maps::remember_drop(address, is_bound, reason, express::now());
     }
     0
 }

@@ -1,23 +1,23 @@
 //! The BPF maps. Names, keys and values are nat-common's; sizes that depend on the configuration are set by the
 //! daemon when it creates them.
 
+use aya_ebpf::bindings::xdp_action::XDP_DROP;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
-use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
+use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, PerCpuArray};
+use nat_common::abi::drops::{self, Dropped};
 use nat_common::abi::{
-    Addr, AddressKind, DropKey, Dropped, Inbound, MAX_ADDRESSES, MAX_DROPS, MAX_DROPS_UNBOUND, MAX_PORTS,
-    Meter, Node, Outbound, OutboundKey, Port,
+    Addr, AddressKind, Inbound, MAX_ADDRESSES, MAX_PORTS, Meter, Node, Outbound, OutboundKey, Port,
 };
 use nat_common::pipeline::Direction;
 use nat_common::verdict::Counter;
 
-use crate::slowpath::add_one;
 use crate::watch::Watch;
 
 /// Stands here for sizes that the daemon sets.
-const SET_BY_DAEMON: u32 = 1;
+pub(crate) const SET_BY_DAEMON: u32 = 1;
 
 #[map]
 static NODE: Array<Node> = Array::pinned(1, 0);
@@ -26,7 +26,7 @@ static NODE: Array<Node> = Array::pinned(1, 0);
 static PORTS: HashMap<u32, Port> = HashMap::pinned(MAX_PORTS, 0);
 
 #[map]
-pub(crate) static EGRESS: DevMapHash = DevMapHash::pinned(MAX_PORTS, 0);
+static EGRESS: DevMapHash = DevMapHash::pinned(MAX_PORTS, 0);
 
 #[map]
 static ADDRESSES: LpmTrie<Addr, u32> = LpmTrie::pinned(MAX_ADDRESSES, BPF_F_NO_PREALLOC);
@@ -44,10 +44,7 @@ static METERS: Array<Meter> = Array::pinned(SET_BY_DAEMON, BPF_F_MMAPABLE);
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Counter::COUNT, 0);
 
 #[map]
-static DROPS: LruHashMap<DropKey, Dropped> = LruHashMap::pinned(MAX_DROPS, 0);
-
-#[map]
-static DROPS_UNBOUND: LruHashMap<DropKey, Dropped> = LruHashMap::pinned(MAX_DROPS_UNBOUND, 0);
+static DROPS: Array<Dropped> = Array::pinned(SET_BY_DAEMON, BPF_F_MMAPABLE);
 
 // Only the daemon uses these two. They stand here so that all maps are made alike.
 
@@ -89,9 +86,7 @@ pub(crate) fn node() -> Option<&'static Node> {
 #[inline(always)]
 pub(crate) fn bill(meter: u32, direction: Direction, bytes: u16, watch: Watch) {
     let Some(Node { meters, .. }) = node() else { return };
-    // SAFETY: it only reads a number of the CPU.
-    let lane = unsafe { bpf_get_smp_processor_id() };
-    let Some(meter) = METERS.get_ptr_mut(watch.place(lane * meters + meter)) else { return };
+    let Some(meter) = METERS.get_ptr_mut(watch.place(lane() * meters + meter)) else { return };
     // SAFETY: the element is in this CPU's lane, and XDP programs do not interrupt each other on one. The daemon only reads.
     let meter = unsafe { &mut *meter };
     let (total, packets) = match direction {
@@ -102,6 +97,14 @@ pub(crate) fn bill(meter: u32, direction: Direction, bytes: u16, watch: Watch) {
     *packets += 1;
 }
 
+/// Sends the packet by an interface.
+#[inline(always)]
+pub(crate) fn send_by(ifindex: u32) -> u32 {
+    // A full queue behind the map is not seen here, only an interface that it does not hold. The daemon puts one in
+    // before the pipeline may choose it, and takes it out after, so only somebody else can have taken it out.
+    EGRESS.redirect(ifindex, 0).unwrap_or(XDP_DROP)
+}
+
 #[inline(always)]
 pub(crate) fn count(place: u32) {
     if let Some(packets) = COUNTERS.get_ptr_mut(place) {
@@ -110,21 +113,23 @@ pub(crate) fn count(place: u32) {
     }
 }
 
+/// The lane of this CPU in maps that have one for each.
+#[inline(always)]
+pub(crate) fn lane() -> u32 {
+    // SAFETY: it only reads a number of the CPU.
+    unsafe { bpf_get_smp_processor_id() }
+}
+
 /// Remembers that a packet was dropped which concerns a public address.
 #[inline(always)]
-pub(crate) fn remember_drop(address: Addr, is_bound: bool, reason: u32) {
-    let drops = if is_bound { &DROPS } else { &DROPS_UNBOUND };
-    let key = DropKey { address, reason };
-    // SAFETY: it only reads the clock.
-    let now = unsafe { bpf_ktime_get_ns() };
-    let Some(dropped) = drops.get_ptr_mut(key) else {
-        // Where another CPU comes first, or there is no memory, one packet more or less is not known of.
-        let _ = drops.insert(key, Dropped { packets: 1, last: now }, 0);
-        return;
-    };
-    // SAFETY: elements of this map stay memory of its values, whoever they are reused for, and every CPU adds atomically.
-    unsafe {
-        add_one(&raw mut (*dropped).packets);
-        (*dropped).last = now;
+pub(crate) fn remember_drop(address: Addr, is_bound: bool, reason: u32, now: u64) {
+    let place = lane() * drops::LANE + Dropped::place(address, is_bound, reason);
+    let Some(dropped) = DROPS.get_ptr_mut(place) else { return };
+    // SAFETY: as in `bill`; and whoever the daemon makes forget has no more than numbers to lose.
+    let dropped = unsafe { &mut *dropped };
+    if dropped.address != address || dropped.reason != reason {
+        *dropped = Dropped { address, reason, packets: 0, last: now };
     }
+    dropped.packets += 1;
+    dropped.last = now;
 }

@@ -5,21 +5,24 @@ use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
 use nat_common::abi::{Addr, AddressKind, Inbound, Outbound, OutboundKey, Port};
 use nat_common::pipeline::{Admission, Direction, Node, Query, Route};
-use nat_common::verdict::Punt;
+use nat_common::verdict::{Egress, Punt};
 
 use crate::watch::Watch;
-use crate::{fib, maps, slowpath};
+use crate::{express, fib, maps, slowpath};
 
 /// The node that this program runs on.
 pub(crate) struct KernelNode<'a> {
     ctx: &'a XdpContext,
     watch: Watch,
+    /// The generation of next hops when the FIB was asked, and the MTU that it told.
+    generation: u32,
+    mtu: u16,
 }
 
 impl<'a> KernelNode<'a> {
     #[inline(always)]
     pub(crate) fn new(ctx: &'a XdpContext, watch: Watch) -> Self {
-        Self { ctx, watch }
+        Self { ctx, watch, generation: 0, mtu: 0 }
     }
 }
 
@@ -51,9 +54,14 @@ impl Node for KernelNode<'_> {
 
     #[inline(always)]
     fn route(&mut self, query: &Query) -> Route {
+        self.generation = express::generation(express::now());
         // SAFETY: the context is the one that the program was called with.
-        let (result, fib) = unsafe { fib::ask(self.ctx.as_ptr(), query) };
-        let route = fib::route(result, &fib);
+        let Some((result, fib)) = (unsafe { fib::ask(self.ctx.as_ptr(), query) }) else {
+            return Route::Failed;
+        };
+        // SAFETY: a number, which the kernel has written.
+        self.mtu = unsafe { fib.__bindgen_anon_1.mtu_result };
+        let route = fib::route(result, fib);
         if matches!(route, Route::Failed) {
             debug!(self.ctx, "bpf_fib_lookup: {}", result);
         }
@@ -68,5 +76,10 @@ impl Node for KernelNode<'_> {
     #[inline(always)]
     fn bill(&mut self, meter: u32, direction: Direction, bytes: u16) {
         maps::bill(meter, direction, bytes, self.watch);
+    }
+
+    #[inline(always)]
+    fn learn(&mut self, destination: Addr, is_public: bool, egress: &Egress) {
+        express::learn(destination, is_public, egress, self.mtu, self.generation);
     }
 }

@@ -27,6 +27,12 @@ impl Watch {
     /// Like any packet.
     pub(crate) const PLAIN: Self = Self { mark: 0, nowhere: 0 };
 
+    /// Whether nobody looks at the packet in any other way.
+    #[inline(always)]
+    pub(crate) fn is_plain(ctx: &XdpContext) -> bool {
+        ctx.metadata_end().wrapping_sub(ctx.metadata()) != LENGTH && !trace::is_on()
+    }
+
     /// Before the packet is judged.
     #[inline(always)]
     pub(crate) fn begin(ctx: &XdpContext) -> Self {

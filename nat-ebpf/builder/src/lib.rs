@@ -130,7 +130,7 @@ pub fn build(
         .env(format!("CARGO_TARGET_{}_LINKER", TARGET.to_uppercase().replace('-', "_")), &toolchain.linker)
         // BTF is made from the debug information. bpf-linker optimises over the whole program by itself, so
         // rustc's own link-time optimisation would only be in its way.
-        .env("CARGO_ENCODED_RUSTFLAGS", "-Cdebuginfo=2\u{1f}-Clink-arg=--btf")
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Cdebuginfo=2\u{1f}-Clink-arg=--btf\u{1f}-Clink-arg=--cpu-features=+allows-misaligned-mem-access")
         .envs([
             ("CARGO_PROFILE_RELEASE_DEBUG", "2"),
             ("CARGO_PROFILE_RELEASE_LTO", "off"),

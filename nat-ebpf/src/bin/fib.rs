@@ -41,7 +41,7 @@ fn eipnat_fib(ctx: TcContext) -> i32 {
         total_len: question.total_len,
     };
     // SAFETY: the context is the one that the program was called with.
-    let (result, fib) = unsafe { fib::ask(ctx.as_ptr(), &query) };
+    let Some((result, fib)) = (unsafe { fib::ask(ctx.as_ptr(), &query) }) else { return TC_ACT_SHOT };
     // SAFETY: integers, which the question or the kernel has written.
     let (v4, v6, mtu) = unsafe {
         (fib.__bindgen_anon_4.ipv4_dst, fib.__bindgen_anon_4.ipv6_dst, fib.__bindgen_anon_1.mtu_result)
@@ -54,7 +54,7 @@ fn eipnat_fib(ctx: TcContext) -> i32 {
     next_hop[4..8].copy_from_slice(&b);
     next_hop[8..12].copy_from_slice(&c);
     next_hop[12..].copy_from_slice(&d);
-    let answer = FibAnswer::of(&fib::route(result, &fib), next_hop, u32::from(mtu));
+    let answer = FibAnswer::of(&fib::route(result, fib), next_hop, u32::from(mtu));
     // SAFETY: as above.
     unsafe { (start as *mut FibAnswer).write_unaligned(answer) };
     TC_ACT_OK

@@ -22,6 +22,7 @@ pub(super) fn kinds(
     uplinks: &[String],
     downlinks: &[String],
     pools: &[PoolSpec],
+    public_ip: Option<Ipv4Addr>,
     interfaces: &[Interface],
 ) -> BTreeMap<Ipv4Net, AddressKind> {
     let networks = |names: &[String]| -> Vec<Ipv4Net> {
@@ -40,7 +41,7 @@ pub(super) fn kinds(
         kinds.extend(pool.reserve.iter().map(|address| (Ipv4Net::from(*address), AddressKind::Other)));
     }
     let own = interfaces.iter().flat_map(|interface| &interface.addresses).map(Ipv4Net::addr);
-    kinds.extend(own.map(|address| (Ipv4Net::from(address), AddressKind::Own)));
+    kinds.extend(own.chain(public_ip).map(|address| (Ipv4Net::from(address), AddressKind::Own)));
     kinds
 }
 
@@ -71,7 +72,7 @@ mod tests {
             interface("arm0", &["10.9.0.1/24"]),
             interface("mgmt", &["172.16.0.5/24"]),
         ];
-        let kinds = kinds(&uplinks, &downlinks, &[pool], &interfaces);
+        let kinds = kinds(&uplinks, &downlinks, &[pool], None, &interfaces);
         let kind = |text: &str| {
             let address: Ipv4Addr = text.parse().unwrap();
             let longest = kinds

@@ -1,26 +1,25 @@
 //! The BPF maps, seen from the daemon.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::xdp::{DevMapHash, XskMap};
 use aya::maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray};
-use ipnet::Ipv4Net;
+use nat_common::abi::drops::Dropped;
 use nat_common::abi::slowpath::{Bucket, Tally};
-use nat_common::abi::{
-    self, Addr, AddressKind, DropKey, Dropped, Inbound, Meter, Node, Outbound, OutboundKey, map,
-};
+use nat_common::abi::{self, Addr, AddressKind, Inbound, Meter, Node, Outbound, OutboundKey, map};
 use nat_common::verdict::{Counter, Errand, Punt, Reject};
-use rustix::time::{ClockId, clock_gettime};
 
-use super::super::{AT_ONCE, AddressDrops, Binding, Half, Place, Verdicts};
+use super::super::{AT_ONCE, Binding, Half, Place, Verdicts};
 use super::batch;
+use super::drops::Drops;
+use super::express::Express;
 use super::generations::Sums;
+use super::kinds::Kinds;
 use super::meters::Meters;
 use super::numbers::Numbers;
 use crate::model;
@@ -36,7 +35,7 @@ pub(super) trait Plain: bytemuck::Pod {
 macro_rules! plain {
     ($($type:ty),+) => { $(impl Plain for $type { type Bytes = [u8; size_of::<$type>()]; })+ };
 }
-plain!(Inbound, OutboundKey, Outbound, Meter, Node, abi::Port, DropKey, Dropped, Bucket);
+plain!(Inbound, OutboundKey, Outbound, Meter, Node, abi::Port, Dropped, Bucket);
 
 /// Handles of all maps.
 pub(super) struct Maps {
@@ -48,8 +47,8 @@ pub(super) struct Maps {
     egress: DevMapHash<MapData>,
     addresses: LpmTrie<MapData, Addr, u32>,
     node: Array<MapData, Bytes<Node>>,
-    drops: HashMap<MapData, Bytes<DropKey>, Bytes<Dropped>>,
-    drops_unbound: HashMap<MapData, Bytes<DropKey>, Bytes<Dropped>>,
+    drops: Drops,
+    express: Express,
     carried_meters: HashMap<MapData, u32, Bytes<Meter>>,
     /// What stands in there: nobody else writes to it.
     carried: BTreeMap<u32, Meter>,
@@ -61,12 +60,12 @@ pub(super) struct Maps {
 }
 
 impl Maps {
-    /// Takes the maps out of a loaded object.
-    pub(super) fn take(ebpf: &mut Ebpf, capacity: u32) -> anyhow::Result<Self> {
+    /// Takes the maps out of a loaded object. `kinds`: what addresses are.
+    pub(super) fn take(ebpf: &mut Ebpf, capacity: u32, kinds: Kinds) -> anyhow::Result<Self> {
         let meters: Array<MapData, Bytes<Meter>> = take(ebpf, map::METERS)?;
         let carried_meters = take(ebpf, map::CARRIED_METERS)?;
         let carried = carried(&carried_meters).with_context(|| failed(map::CARRIED_METERS))?;
-        Ok(Self {
+        let mut maps = Self {
             inbound: take(ebpf, map::INBOUND)?,
             outbound: take(ebpf, map::OUTBOUND)?,
             meters: Meters::open(meters.map(), model::meters(capacity))
@@ -76,8 +75,9 @@ impl Maps {
             egress: take(ebpf, map::EGRESS)?,
             addresses: take(ebpf, map::ADDRESSES)?,
             node: take(ebpf, map::NODE)?,
-            drops: take(ebpf, map::DROPS)?,
-            drops_unbound: take(ebpf, map::DROPS_UNBOUND)?,
+            drops: Drops::open(take::<Array<MapData, Bytes<Dropped>>>(ebpf, map::DROPS)?.map())
+                .with_context(|| failed(map::DROPS))?,
+            express: Express::take(ebpf, capacity, kinds)?,
             carried_meters,
             carried,
             carried_counters: take(ebpf, map::CARRIED_COUNTERS)?,
@@ -86,7 +86,22 @@ impl Maps {
             tallies: Numbers::open(take::<Array<MapData, u64>>(ebpf, map::TALLIES)?.map())
                 .with_context(|| failed(map::TALLIES))?,
             capacity,
-        })
+        };
+        let mut next = Some(Place::default());
+        while let Some(place) = next {
+            let (some, after) = maps.some_halves(place, AT_ONCE)?;
+            for half in some {
+                maps.express.insert(half);
+            }
+            next = place.after(after);
+        }
+        maps.express.settle();
+        Ok(maps)
+    }
+
+    /// No packet is under way any more that was when the last binding was removed.
+    pub(super) fn quiesced(&mut self) {
+        self.express.quiesced();
     }
 
     pub(super) fn capacity(&self) -> u32 {
@@ -103,9 +118,11 @@ impl Maps {
         Ok(true)
     }
 
-    /// Makes the map say what addresses are, and answers whether it said anything else.
-    pub(super) fn set_addresses(&mut self, kinds: &BTreeMap<Ipv4Net, AddressKind>) -> anyhow::Result<bool> {
+    /// Makes the maps say what addresses are, and answers whether they said anything else.
+    pub(super) fn set_addresses(&mut self, kinds: &Kinds) -> anyhow::Result<bool> {
+        self.express.set_kinds(kinds.clone());
         let wanted: BTreeMap<(u32, Addr), u32> = kinds
+            .0
             .iter()
             .map(|(cidr, kind)| ((cidr.prefix_len().into(), cidr.network().octets()), *kind as u32))
             .collect();
@@ -141,11 +158,12 @@ impl Maps {
         if !leads_there {
             self.egress.insert(ifindex, ifindex, None, 0).with_context(|| failed(map::EGRESS))?;
         }
-        let port: Bytes<abi::Port> = bytemuck::cast(port);
-        let knows = found(self.ports.get(&ifindex, 0)).with_context(|| failed(map::PORTS))? == Some(port);
+        let bytes: Bytes<abi::Port> = bytemuck::cast(port);
+        let knows = found(self.ports.get(&ifindex, 0)).with_context(|| failed(map::PORTS))? == Some(bytes);
         if !knows {
-            self.ports.insert(ifindex, port, 0).with_context(|| failed(map::PORTS))?;
+            self.ports.insert(ifindex, bytes, 0).with_context(|| failed(map::PORTS))?;
         }
+        self.express.seat(ifindex, &port);
         Ok(!knows || !leads_there)
     }
 
@@ -189,6 +207,7 @@ impl Maps {
 
     /// Makes the program forget an interface.
     pub(super) fn remove_port(&mut self, ifindex: u32) -> anyhow::Result<()> {
+        self.express.unseat(ifindex);
         found(self.ports.remove(&ifindex)).with_context(|| failed(map::PORTS))?;
         // The kernel has taken it out of the devmap by itself if the interface is gone.
         found(self.egress.remove(ifindex)).with_context(|| failed(map::EGRESS))?;
@@ -230,18 +249,21 @@ impl Maps {
         match half {
             Half::Inbound(Binding { public_ip, tenant, private_ip, meter }) => {
                 let value: Bytes<Inbound> = bytemuck::cast(Inbound::new(private_ip.octets(), tenant, meter));
-                self.inbound.insert(public_ip.octets(), value, 0).with_context(|| failed(map::INBOUND))
+                self.inbound.insert(public_ip.octets(), value, 0).with_context(|| failed(map::INBOUND))?;
             }
             Half::Outbound(Binding { public_ip, tenant, private_ip, meter }) => {
                 let key = OutboundKey { tenant, private_ip: private_ip.octets() };
                 let key: Bytes<OutboundKey> = bytemuck::cast(key);
                 let value: Bytes<Outbound> = bytemuck::cast(Outbound { eip: public_ip.octets(), meter });
-                self.outbound.insert(key, value, 0).with_context(|| failed(map::OUTBOUND))
+                self.outbound.insert(key, value, 0).with_context(|| failed(map::OUTBOUND))?;
             }
         }
+        self.express.insert(half);
+        Ok(())
     }
 
     pub(super) fn remove(&mut self, half: Half) -> anyhow::Result<()> {
+        self.express.remove(half);
         match half {
             Half::Inbound(binding) => {
                 found(self.inbound.remove(&binding.public_ip.octets()))
@@ -272,43 +294,9 @@ impl Maps {
         Ok(())
     }
 
-    /// The drops that are remembered of a public address.
-    pub(super) fn drops(&self, address: Ipv4Addr) -> anyhow::Result<Vec<AddressDrops>> {
-        let now = Duration::try_from(clock_gettime(ClockId::Monotonic))?;
-        let mut drops = Vec::new();
-        for reason in Reject::ALL {
-            let mut sum = Dropped::default();
-            for (map, name) in [(&self.drops, map::DROPS), (&self.drops_unbound, map::DROPS_UNBOUND)] {
-                let one = found(map.get(&drop_key(address, *reason), 0)).with_context(|| failed(name))?;
-                let one: Dropped = one.map_or_else(Dropped::default, bytemuck::cast);
-                sum = Dropped { packets: sum.packets + one.packets, last: sum.last.max(one.last) };
-            }
-            if sum.packets > 0 {
-                let last = Duration::from_nanos(sum.last);
-                drops.push(AddressDrops {
-                    reason: *reason,
-                    packets: sum.packets,
-                    last: now.saturating_sub(last),
-                });
-            }
-        }
-        Ok(drops)
-    }
-
-    /// Forgets them.
-    pub(super) fn forget_drops(&mut self, addresses: &HashSet<Ipv4Addr>) -> anyhow::Result<()> {
-        for (map, name) in [(&mut self.drops, map::DROPS), (&mut self.drops_unbound, map::DROPS_UNBOUND)] {
-            let mut next = Some(0);
-            while let Some(from) = next {
-                let (some, after) = batch::read(map, from, AT_ONCE).with_context(|| failed(name))?;
-                let holder = |key: Bytes<DropKey>| bytemuck::cast::<_, DropKey>(key).address.into();
-                for (key, _) in some.into_iter().filter(|(key, _)| addresses.contains(&holder(*key))) {
-                    found(map.remove(&key)).with_context(|| failed(name))?;
-                }
-                next = after;
-            }
-        }
-        Ok(())
+    /// What is remembered of dropped packets.
+    pub(super) fn drops(&self) -> &Drops {
+        &self.drops
     }
 
     /// Sets what earlier maps came to.
@@ -352,10 +340,6 @@ impl Maps {
 
 fn carried(map: &HashMap<MapData, u32, Bytes<Meter>>) -> Result<BTreeMap<u32, Meter>, MapError> {
     map.iter().map(|entry| entry.map(|(meter, sum)| (meter, bytemuck::cast(sum)))).collect()
-}
-
-fn drop_key(address: Ipv4Addr, reason: Reject) -> Bytes<DropKey> {
-    bytemuck::cast(DropKey { address: address.octets(), reason: reason as u32 })
 }
 
 /// Takes one map out of a loaded object.

@@ -9,11 +9,14 @@ mod addresses;
 mod batch;
 mod bpffs;
 mod checks;
+mod drops;
+mod express;
 mod fib;
 mod findings;
 mod generations;
 mod genl;
 mod interfaces;
+mod kinds;
 mod links;
 mod log;
 mod maps;
@@ -23,6 +26,7 @@ mod numbers;
 mod object;
 mod offloads;
 mod ports;
+mod routes;
 mod slow;
 mod sysctls;
 mod targets;
@@ -40,7 +44,7 @@ use ::log::{error, info, warn};
 use anyhow::Context as _;
 use aya_log::EbpfLogger;
 use ipnet::Ipv4Net;
-use nat_common::abi::{ABI_VERSION, Meter, Node};
+use nat_common::abi::{self, ABI_VERSION, Meter, Node};
 use rustix::rand::GetRandomFlags;
 use rustix::thread::{MembarrierCommand, membarrier};
 
@@ -50,9 +54,11 @@ use self::fib::Fib;
 use self::findings::Findings;
 use self::generations::{Generation, Sums};
 use self::interfaces::Interface;
+use self::kinds::Kinds;
 use self::maps::Maps;
 use self::object::{MapPins, Program};
 use self::ports::Ports;
+use self::routes::Routes;
 use self::tracer::XdpTracer;
 use self::unload::remove;
 pub use self::unload::{LastCounts, unload};
@@ -94,6 +100,8 @@ pub struct XdpDataplane {
     arrived: BTreeSet<Ipv4Addr>,
     /// Whether all that are bound are to be announced: who is in an uplink's network may not know of them.
     is_to_announce: bool,
+    /// None before [`Dataplane::activate`], and where changes cannot be followed.
+    routes: Option<Routes>,
     /// The program that asks the FIB; loaded when it is needed.
     fib: Option<Fib>,
     /// Keeps every other daemon off the pins.
@@ -173,7 +181,8 @@ impl XdpDataplane {
             error
         };
         let mut ebpf = object::load(config, &generation.dir).map_err(undo)?;
-        let mut maps = Maps::take(&mut ebpf, config.max_bindings).map_err(undo)?;
+        let kinds = kinds(config, pools, node.public_ip, interfaces);
+        let mut maps = Maps::take(&mut ebpf, config.max_bindings, kinds.clone()).map_err(undo)?;
         let map_pins = MapPins::open(&generation.dir).map_err(undo)?;
         let logger = object::logger(&mut ebpf);
         let tracer = Some(XdpTracer::take(&mut ebpf).map_err(undo)?);
@@ -184,8 +193,7 @@ impl XdpDataplane {
                     generation.dir.display()
                 );
             }
-            maps.set_addresses(&addresses::kinds(&config.uplinks, &config.downlinks, pools, interfaces))
-                .map_err(undo)?;
+            maps.set_addresses(&kinds).map_err(undo)?;
             // From here on another start can take these maps over, and unload can undo what follows.
             maps.set_node(node).map_err(undo)?;
         }
@@ -209,6 +217,7 @@ impl XdpDataplane {
             slow_path_trouble: None,
             arrived: BTreeSet::new(),
             is_to_announce: false,
+            routes: None,
             fib: None,
             lock,
         })
@@ -237,7 +246,7 @@ impl XdpDataplane {
             findings.note(changed.map(|changed| changed.then(|| what.to_owned())));
         };
         note("the node's settings were others, and are written again", self.maps.set_node(self.node));
-        let kinds = addresses::kinds(&self.config.uplinks, &self.config.downlinks, &self.pools, &interfaces);
+        let kinds = kinds(&self.config, &self.pools, self.node.public_ip, &interfaces);
         note(
             "what the program knows of addresses was otherwise, and is written again",
             self.maps.set_addresses(&kinds),
@@ -245,7 +254,19 @@ impl XdpDataplane {
         note("sysctl all.send_redirects set again", sysctls::set_all_send_redirects(0));
         self.ports.settle(&mut self.maps, &interfaces, &mut findings);
         self.settle_slow_path(&interfaces);
+        self.settle_routes();
         Ok(findings)
+    }
+
+    /// Has changes of routes followed, for the program to remember next hops.
+    fn settle_routes(&mut self) {
+        if self.is_active && !self.routes.as_ref().is_some_and(Routes::is_alive) {
+            // One that has ended goes first.
+            self.routes = None;
+            self.routes = Routes::start(&self.generation)
+                .inspect_err(|error| warn!("the FIB is asked for each packet: {error:#}"))
+                .ok();
+        }
     }
 
     fn settle_pins(&mut self) -> anyhow::Result<Option<String>> {
@@ -320,6 +341,17 @@ fn standing(pin_path: &Path) -> anyhow::Result<Vec<Generation>> {
     Ok(standing)
 }
 
+/// What addresses are to the node.
+fn kinds(
+    config: &config::Datapath,
+    pools: &[PoolSpec],
+    public_ip: abi::Addr,
+    interfaces: &[Interface],
+) -> Kinds {
+    let public_ip = Some(public_ip.into()).filter(|address: &Ipv4Addr| !address.is_unspecified());
+    Kinds(addresses::kinds(&config.uplinks, &config.downlinks, pools, public_ip, interfaces))
+}
+
 /// Something that nobody can guess, and that is not drawn twice.
 fn drawn() -> anyhow::Result<[u8; 16]> {
     let mut id = [0; 16];
@@ -390,6 +422,7 @@ impl Dataplane for XdpDataplane {
 
     fn quiesce(&mut self) -> anyhow::Result<()> {
         quiesce()?;
+        self.maps.quiesced();
         if let Some(slow_path) = &self.slow_path {
             slow_path.quiesce();
         }
@@ -412,6 +445,7 @@ impl Dataplane for XdpDataplane {
         }
         self.is_active = true;
         self.settle_slow_path(&Interface::all()?);
+        self.settle_routes();
         Ok(())
     }
 
@@ -445,11 +479,12 @@ impl Dataplane for XdpDataplane {
     }
 
     fn drops(&self, address: Ipv4Addr) -> anyhow::Result<Vec<AddressDrops>> {
-        self.maps.drops(address)
+        self.maps.drops().of(address)
     }
 
     fn forget_drops(&mut self, addresses: &HashSet<Ipv4Addr>) -> anyhow::Result<()> {
-        self.maps.forget_drops(addresses)
+        self.maps.drops().forget(addresses);
+        Ok(())
     }
 
     fn meters_id(&self) -> [u8; 16] {

@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "the kernel and the XDP program write to the mapped memory, too")]
 
 use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Context as _;
 use aya::maps::MapData;
@@ -25,6 +26,13 @@ impl Numbers {
         Ok(Self { memory, count })
     }
 
+    /// So many numbers that no map has.
+    #[cfg(test)]
+    pub(super) fn in_memory(count: usize) -> Self {
+        let memory = MmapOptions::new().len(count * size_of::<u64>()).map_anon().unwrap();
+        Self { memory: memory.into(), count }
+    }
+
     /// The number at a place.
     pub(super) fn read(&self, place: usize) -> u64 {
         // SAFETY: the place is in the map, whose memory is mapped as long as this lives; an aligned read of eight bytes is
@@ -36,7 +44,9 @@ impl Numbers {
     pub(super) fn write(&self, place: usize, value: u64) {
         if let Some(number) = self.at(place) {
             // SAFETY: as in `read`; the mapping is a writable one.
-            unsafe { number.write_volatile(value) };
+            let number = unsafe { AtomicU64::from_ptr(number) };
+            // Who sees it sees what was written before.
+            number.store(value, Ordering::Release);
         }
     }
 

@@ -11,11 +11,12 @@ use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use aya_log::EbpfLogger;
 use aya_obj::programs::XdpAttachType;
 use log::{Level, debug, log_enabled, warn};
-use nat_common::abi::map;
+use nat_common::abi::express::NEXT_HOPS;
+use nat_common::abi::{drops, map};
 
 use super::ProgramLogger;
 use super::log::Names;
-use super::meters;
+use super::{express, meters};
 use crate::config::{self, KeyError};
 use crate::model;
 
@@ -44,9 +45,14 @@ pub(super) fn load(config: &config::Datapath, maps: &Path) -> anyhow::Result<Ebp
     for name in [map::INBOUND, map::OUTBOUND] {
         loader.map_max_entries(name, config.max_bindings);
     }
-    let meters = model::meters(config.max_bindings);
-    loader.map_max_entries(map::METERS, meters.saturating_mul(meters::lanes()?));
+    let (meters, lanes) = (model::meters(config.max_bindings), meters::lanes()?);
+    loader.map_max_entries(map::METERS, meters.saturating_mul(lanes));
     loader.map_max_entries(map::CARRIED_METERS, meters);
+    loader.map_max_entries(map::DROPS, drops::LANE * lanes);
+    loader.map_max_entries(map::NEXT_HOPS, NEXT_HOPS * lanes);
+    for name in [map::INBOUND_BLOCKS, map::OUTBOUND_BLOCKS] {
+        loader.map_max_entries(name, express::blocks(config.max_bindings));
+    }
     let mut ebpf = loader.load(OBJECT).map_err(|error| map_error(error, config))?;
     load_program(program(&mut ebpf, PROGRAM)?)?;
     Ok(ebpf)

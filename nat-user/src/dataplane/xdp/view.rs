@@ -1,20 +1,18 @@
 //! What the slow path sees of the maps and the kernel. Its handles are its own: it shares no lock with the control plane.
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError};
 use log::debug;
+use nat_common::abi::drops::Dropped;
 use nat_common::abi::slowpath::Tally;
-use nat_common::abi::{
-    self, Addr, AddressKind, DropKey, Dropped, Inbound, Meter, Outbound, OutboundKey, map,
-};
+use nat_common::abi::{self, Addr, AddressKind, Inbound, Meter, Outbound, OutboundKey, map};
 use nat_common::pipeline::{Direction, Node, Query, Route};
 use nat_common::verdict::Reject;
-use rustix::time::{ClockId, clock_gettime};
 
+use super::drops::Drops;
 use super::fib::Fib;
 use super::maps::{Bytes, found};
 use super::meters::Meters;
@@ -30,8 +28,7 @@ pub(super) struct View {
     outbound: HashMap<MapData, Bytes<OutboundKey>, Bytes<Outbound>>,
     addresses: LpmTrie<MapData, Addr, u32>,
     node: Array<MapData, Bytes<abi::Node>>,
-    drops: HashMap<MapData, Bytes<DropKey>, Bytes<Dropped>>,
-    drops_unbound: HashMap<MapData, Bytes<DropKey>, Bytes<Dropped>>,
+    drops: Drops,
     meters: Meters,
     tallies: Numbers,
 }
@@ -46,8 +43,7 @@ impl View {
             outbound: open(maps, map::OUTBOUND, Map::HashMap)?,
             addresses: open(maps, map::ADDRESSES, Map::LpmTrie)?,
             node: open(maps, map::NODE, Map::Array)?,
-            drops: open(maps, map::DROPS, Map::LruHashMap)?,
-            drops_unbound: open(maps, map::DROPS_UNBOUND, Map::LruHashMap)?,
+            drops: Drops::open(open::<Array<MapData, Bytes<Dropped>>>(maps, map::DROPS, Map::Array)?.map())?,
             meters: Meters::open(
                 open::<Array<MapData, Bytes<Meter>>>(maps, map::METERS, Map::Array)?.map(),
                 meters,
@@ -119,15 +115,9 @@ impl Kernel for View {
     }
 
     fn remember_drop(&mut self, address: Addr, is_bound: bool, reason: Reject) {
-        let drops = if is_bound { &mut self.drops } else { &mut self.drops_unbound };
-        let key: Bytes<DropKey> = bytemuck::cast(DropKey { address, reason: reason as u32 });
-        let before: Dropped = at(drops.get(&key, 0)).map_or_else(Dropped::default, bytemuck::cast);
-        let now = Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap_or_default();
-        let last = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        let after: Bytes<Dropped> = bytemuck::cast(Dropped { packets: before.packets + 1, last });
         // What is remembered may be forgotten at any time.
-        if let Err(error) = drops.insert(key, after, 0) {
-            debug!("a drop cannot be remembered: {error}");
+        if let Err(error) = self.drops.add(address, is_bound, reason) {
+            debug!("a drop cannot be remembered: {error:#}");
         }
     }
 }

@@ -1,0 +1,181 @@
+//! The express lane's arrays (see [`nat_common::abi::express`]).
+
+use core::arch::asm;
+
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::Array;
+use aya_ebpf::programs::XdpContext;
+use nat_common::abi::express::{
+    Adjacency, ENTRIES, InboundEntry, NEXT_HOPS as NEXT_HOPS_OF_CPU, NextHop, PAGES as PAGE_COUNT, Place,
+    Routing, SEATS as SEAT_COUNT, Seat,
+};
+use nat_common::abi::{Addr, Outbound};
+use nat_common::express::{self, Known, Outcome};
+use nat_common::pipeline::Direction;
+use nat_common::verdict::Egress;
+
+use crate::frame::XdpFrame;
+use crate::maps::{self, SET_BY_DAEMON};
+use crate::watch::Watch;
+
+#[map]
+static DIRECTORY: Array<[u16; 65536]> = Array::pinned(1, BPF_F_MMAPABLE);
+
+#[map]
+static PAGES: Array<[Place; ENTRIES]> = Array::pinned(PAGE_COUNT, BPF_F_MMAPABLE);
+
+#[map]
+static INBOUND_BLOCKS: Array<[InboundEntry; ENTRIES]> = Array::pinned(SET_BY_DAEMON, BPF_F_MMAPABLE);
+
+#[map]
+static OUTBOUND_BLOCKS: Array<[Outbound; ENTRIES]> = Array::pinned(SET_BY_DAEMON, BPF_F_MMAPABLE);
+
+#[map]
+static NEXT_HOPS: Array<NextHop> = Array::pinned(SET_BY_DAEMON, 0);
+
+#[map]
+static SEATS: Array<Seat> = Array::pinned(SEAT_COUNT, BPF_F_MMAPABLE);
+
+#[map]
+static ROUTING: Array<Routing> = Array::pinned(1, BPF_F_MMAPABLE);
+
+/// The time, in nanoseconds of `CLOCK_MONOTONIC`, as of the last tick.
+#[inline(always)]
+pub(crate) fn now() -> u64 {
+    // SAFETY: it only reads the clock.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// The generation of next hops that holds; 0 if none does.
+#[inline(always)]
+pub(crate) fn generation(now: u64) -> u32 {
+    ROUTING.get(0).map_or(0, |routing| routing.at(now))
+}
+
+/// What has become of a packet if it was an ordinary one.
+#[inline(always)]
+pub(crate) fn process(ctx: &XdpContext) -> Outcome {
+    if !Watch::is_plain(ctx) {
+        return Outcome::Unknown;
+    }
+    express::process(&mut XdpFrame::new(ctx), ctx.ingress_ifindex() as u32, &mut Arrays { now: now() })
+}
+
+struct Arrays {
+    now: u64,
+}
+
+impl Known for Arrays {
+    #[inline(always)]
+    fn seat(&mut self, ifindex: u32) -> Option<Seat> {
+        SEATS.get(ifindex & (SEAT_COUNT - 1)).filter(|seat| seat.ifindex == ifindex).copied()
+    }
+
+    #[inline(always)]
+    fn is_stranger(&mut self, addr: Addr) -> bool {
+        let Some(place) = place(addr) else { return false };
+        if place == Place::default() {
+            return true;
+        }
+        // In the network of an uplink, say, where the node has an address itself.
+        let block = if place.outbound == 0 { INBOUND_BLOCKS.get_ptr_mut(place.inbound) } else { None };
+        block.is_some_and(|block| {
+            // SAFETY: as in `inbound`.
+            let entry = unsafe { &*at(block, addr[3].into()) };
+            entry.private_ip == [0; 4] && entry.meter == InboundEntry::STRANGER
+        })
+    }
+
+    #[inline(always)]
+    fn inbound(&mut self, public_ip: Addr) -> Option<InboundEntry> {
+        // SAFETY: the entry stays memory of the map, whosever it is; the daemon writes it in words.
+        inbound(public_ip).map(|entry| unsafe { *entry })
+    }
+
+    #[inline(always)]
+    fn outbound(&mut self, private_ip: Addr) -> Option<Outbound> {
+        let block = OUTBOUND_BLOCKS.get_ptr_mut(place(private_ip)?.outbound)?;
+        // SAFETY: as in `inbound`.
+        Some(unsafe { *at(block, private_ip[3].into()) })
+    }
+
+    #[inline(always)]
+    fn next_hop(&mut self, destination: Addr) -> Option<Adjacency> {
+        // SAFETY: the element is in this CPU's lane.
+        let next_hop = unsafe { *next_hop(destination)? };
+        (next_hop.address == destination).then_some(next_hop.adjacency)
+    }
+
+    #[inline(always)]
+    fn generation(&mut self) -> u32 {
+        generation(self.now)
+    }
+
+    #[inline(always)]
+    fn bill(&mut self, meter: u32, direction: Direction, bytes: u16) {
+        maps::bill(meter, direction, bytes, Watch::PLAIN);
+    }
+}
+
+/// An element of an array whose length is a power of two. The verifier sees the bound of the very register, whatever the compiler
+/// has made of the index before.
+#[inline(always)]
+fn at<T, const N: usize>(array: *mut [T; N], index: u16) -> *mut T {
+    const { assert!(N.is_power_of_two()) };
+    let mut bounded = usize::from(index);
+    // SAFETY: arithmetic on a register.
+    unsafe {
+        asm!("{index} &= {mask}", index = inout(reg) bounded, mask = const N - 1, options(pure, nomem, nostack));
+    }
+    array.cast::<T>().wrapping_add(bounded)
+}
+
+#[inline(always)]
+fn place(addr: Addr) -> Option<Place> {
+    let upper = u16::from_be_bytes([addr[0], addr[1]]);
+    // SAFETY: an element of an array that stays; whoever writes it writes the whole.
+    let page = unsafe { *at(DIRECTORY.get_ptr_mut(0)?, upper) };
+    if page == 0 {
+        return Some(Place::default());
+    }
+    // SAFETY: as above.
+    Some(unsafe { *at(PAGES.get_ptr_mut(page.into())?, addr[2].into()) })
+}
+
+#[inline(always)]
+fn inbound(public_ip: Addr) -> Option<*mut InboundEntry> {
+    let block = INBOUND_BLOCKS.get_ptr_mut(place(public_ip)?.inbound)?;
+    Some(at(block, public_ip[3].into()))
+}
+
+#[inline(always)]
+fn next_hop(destination: Addr) -> Option<*mut NextHop> {
+    NEXT_HOPS.get_ptr_mut(maps::lane() * NEXT_HOPS_OF_CPU + NextHop::place(destination))
+}
+
+/// Remembers a next hop; `generation`: the one that held before the FIB was asked.
+#[inline(always)]
+pub(crate) fn learn(destination: Addr, is_public: bool, egress: &Egress, mtu: u16, generation: u32) {
+    if generation == 0 {
+        return;
+    }
+    let adjacency = Adjacency {
+        generation,
+        ifindex: egress.ifindex,
+        destination: egress.destination,
+        check: generation as u16,
+        source: egress.source,
+        mtu,
+    };
+    if is_public {
+        if let Some(entry) = inbound(destination) {
+            // SAFETY: another CPU may write the same at the same time, of which the entry's two marks tell.
+            unsafe { (&raw mut (*entry).adjacency).write(adjacency) };
+        }
+    } else if let Some(next_hop) = next_hop(destination) {
+        // SAFETY: the element is in this CPU's lane.
+        unsafe { next_hop.write(NextHop { address: destination, padding: 0, adjacency }) };
+    }
+}

@@ -1,0 +1,435 @@
+//! The express lane's arrays (see [`nat_common::abi::express`]), as the daemon writes them.
+//!
+//! They say no more than the maps of bindings and addresses say, and are written by whoever writes those. Where there is no room,
+//! an address is left to the pipeline.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::Ipv4Addr;
+use std::ops::Range;
+
+use anyhow::{Context as _, bail};
+use aya::Ebpf;
+use aya::maps::Map;
+use ipnet::Ipv4Net;
+use nat_common::abi::express::{
+    ENTRIES, InboundEntry, PAGES, Place, SEATS, SPECIAL, SPECIAL_PAGE, Seat, UNBOUND_BLOCK, UNBOUND_PAGE,
+};
+use nat_common::abi::{self, Outbound, map};
+use nat_common::pipeline::Direction;
+
+use super::kinds::{Class, Kinds};
+use super::maps::failed;
+use super::numbers::Numbers;
+use crate::dataplane::{Binding, Half};
+
+/// [`ENTRIES`], once more.
+const COUNT: u32 = 256;
+const _: () = assert!(COUNT as usize == ENTRIES);
+
+/// Blocks more than bindings that stand close together need, for others that do not.
+const SPARE_BLOCKS: u32 = 64;
+
+/// How many blocks of a kind there are, the two that are no blocks included.
+pub(super) fn blocks(max_bindings: u32) -> u32 {
+    max_bindings.div_ceil(COUNT) + SPARE_BLOCKS
+}
+
+/// The first page that is one /16's own.
+const FIRST_PAGE: u32 = UNBOUND_PAGE + 1;
+
+/// A block of entries, for the addresses of a /24.
+#[derive(Clone, Copy, Debug)]
+struct Block {
+    /// [`SPECIAL`]: there was no room.
+    number: u32,
+    /// The entries that are taken, a bit each.
+    taken: [u64; 4],
+}
+
+impl Block {
+    fn is_taken(&self, address: Ipv4Addr) -> bool {
+        let last = address.octets()[3];
+        self.taken[usize::from(last / 64)] & 1 << (last % 64) != 0
+    }
+
+    fn take(&mut self, address: Ipv4Addr, is_taken: bool) {
+        let last = address.octets()[3];
+        let (bits, bit) = (&mut self.taken[usize::from(last / 64)], 1 << (last % 64));
+        *bits = if is_taken { *bits | bit } else { *bits & !bit };
+    }
+}
+
+/// All blocks of a direction.
+#[derive(Debug)]
+struct Blocks {
+    memory: Numbers,
+    /// The length of an entry, in numbers.
+    stride: usize,
+    /// By the first three bytes of their addresses.
+    of: HashMap<u32, Block>,
+    free: BTreeSet<u32>,
+    /// Those that packets under way may still look at.
+    leaving: Vec<u32>,
+}
+
+impl Blocks {
+    fn new<T>(memory: Numbers, numbers: Range<u32>) -> Self {
+        let stride = size_of::<T>() / size_of::<u64>();
+        Self { memory, stride, of: HashMap::new(), free: numbers.collect(), leaving: Vec::new() }
+    }
+
+    /// Takes over a block that stands.
+    fn adopt(&mut self, third: u32, number: u32) {
+        if self.free.remove(&number) {
+            self.of.insert(third, Block { number, taken: [0; 4] });
+        }
+    }
+
+    /// The block of a /24; `entry`: what stands in a new one.
+    fn get_or_make(&mut self, third: u32, entry: impl Fn(Ipv4Addr) -> u64) -> &mut Block {
+        if !self.of.contains_key(&third) {
+            let number = self.free.pop_first().unwrap_or(SPECIAL);
+            for address in addresses(third) {
+                self.write(number, address, entry(address));
+            }
+            self.of.insert(third, Block { number, taken: [0; 4] });
+        }
+        self.of.entry(third).or_insert(Block { number: SPECIAL, taken: [0; 4] })
+    }
+
+    /// Gives a block up; others may have it when no packet looks at it any more.
+    fn leave(&mut self, third: u32) {
+        let left = self.of.remove(&third).map(|block| block.number);
+        self.leaving.extend(left.filter(|number| *number != SPECIAL));
+    }
+
+    /// Writes an entry, whose first number says whether the others count.
+    fn write(&self, block: u32, address: Ipv4Addr, first: u64) {
+        if block == SPECIAL {
+            return;
+        }
+        let at = (block as usize * ENTRIES + usize::from(address.octets()[3])) * self.stride;
+        (at + 1..at + self.stride).for_each(|at| self.memory.write(at, 0));
+        self.memory.write(at, first);
+    }
+}
+
+/// The memory of the arrays.
+struct Arrays {
+    directory: Numbers,
+    pages: Numbers,
+    seats: Numbers,
+    inbound: Numbers,
+    outbound: Numbers,
+}
+
+/// The arrays, and what is where in them.
+#[derive(Debug)]
+pub(super) struct Express {
+    directory: Numbers,
+    pages: Numbers,
+    seats: Numbers,
+    inbound: Blocks,
+    outbound: Blocks,
+    /// Pages by the upper half of their addresses.
+    page_of: BTreeMap<u16, u32>,
+    kinds: Kinds,
+}
+
+impl Express {
+    /// Takes the arrays out of a loaded object, for so many bindings, of which none stands. `kinds`: what addresses are.
+    ///
+    /// What an earlier daemon has left in them goes on to hold, until [`settle`](Self::settle) is called.
+    pub(super) fn take(ebpf: &mut Ebpf, capacity: u32, kinds: Kinds) -> anyhow::Result<Self> {
+        let mut open = |name| match ebpf.take_map(name) {
+            Some(Map::Array(data)) => Numbers::open(&data).with_context(|| failed(name)),
+            _ => bail!("the program has no array {name}"),
+        };
+        let arrays = Arrays {
+            directory: open(map::DIRECTORY)?,
+            pages: open(map::PAGES)?,
+            seats: open(map::SEATS)?,
+            inbound: open(map::INBOUND_BLOCKS)?,
+            outbound: open(map::OUTBOUND_BLOCKS)?,
+        };
+        Ok(Self::new(arrays, blocks(capacity), kinds))
+    }
+
+    fn new(arrays: Arrays, count: u32, kinds: Kinds) -> Self {
+        let mut express = Self {
+            directory: arrays.directory,
+            pages: arrays.pages,
+            seats: arrays.seats,
+            inbound: Blocks::new::<InboundEntry>(arrays.inbound, UNBOUND_BLOCK + 1..count),
+            outbound: Blocks::new::<Outbound>(arrays.outbound, 1..count),
+            page_of: BTreeMap::new(),
+            kinds,
+        };
+        for address in addresses(0) {
+            express.inbound.write(UNBOUND_BLOCK, address, bytemuck::cast([0, InboundEntry::POOLED]));
+        }
+        express.write_places(SPECIAL_PAGE, |_| Place { inbound: SPECIAL, outbound: SPECIAL });
+        express.write_places(UNBOUND_PAGE, |_| Place { inbound: UNBOUND_BLOCK, outbound: 0 });
+        for upper in 0..=u16::MAX {
+            let page = express.page(upper);
+            if (FIRST_PAGE..PAGES).contains(&page) {
+                express.page_of.insert(upper, page);
+                for third in thirds(upper) {
+                    let place = express.pages.read(place_at(page, third));
+                    let Place { inbound, outbound } = bytemuck::cast(place);
+                    express.inbound.adopt(third, inbound);
+                    express.outbound.adopt(third, outbound);
+                }
+            }
+        }
+        express
+    }
+
+    /// To be called when all bindings that stand have been inserted: what is beyond them goes.
+    pub(super) fn settle(&mut self) {
+        for (direction, blocks) in [(Direction::In, &self.inbound), (Direction::Out, &self.outbound)] {
+            for (third, block) in &blocks.of {
+                for address in addresses(*third).filter(|address| !block.is_taken(*address)) {
+                    blocks.write(block.number, address, unbound(direction, address, &self.kinds));
+                }
+            }
+        }
+        let mixed: Vec<u16> = self.kinds.uppers().into_iter().filter(|upper| self.is_mixed(*upper)).collect();
+        for third in mixed.iter().flat_map(|upper| thirds(*upper)) {
+            if self.kinds.class(network(third)) == Class::Mixed {
+                self.inbound.get_or_make(third, |address| unbound(Direction::In, address, &self.kinds));
+            }
+        }
+        for blocks in [&mut self.inbound, &mut self.outbound] {
+            let empty = blocks.of.iter().filter(|(_, block)| block.taken == [0; 4]).map(|(third, _)| *third);
+            for third in empty.collect::<Vec<_>>() {
+                if self.kinds.class(network(third)) != Class::Mixed {
+                    blocks.leave(third);
+                }
+            }
+        }
+        for upper in mixed {
+            self.make_page(upper);
+        }
+        self.write_pages();
+    }
+
+    /// Makes them say what addresses are.
+    pub(super) fn set_kinds(&mut self, kinds: Kinds) {
+        if self.kinds != kinds {
+            self.kinds = kinds;
+            self.settle();
+        }
+    }
+
+    /// As [`Dataplane::insert`](super::Dataplane::insert).
+    pub(super) fn insert(&mut self, half: Half) {
+        let Some((direction, address)) = key(half) else { return };
+        let (blocks, entry) = match half {
+            // The pipeline knows tenants.
+            Half::Inbound(Binding { tenant: 1.., .. }) => (&mut self.inbound, 0),
+            Half::Inbound(Binding { private_ip, meter, .. }) => (&mut self.inbound, entry(private_ip, meter)),
+            Half::Outbound(Binding { public_ip, meter, .. }) => (&mut self.outbound, entry(public_ip, meter)),
+        };
+        let block = blocks.get_or_make(third(address), |other| unbound(direction, other, &self.kinds));
+        let is_new = block.taken == [0; 4];
+        block.take(address, true);
+        let number = block.number;
+        blocks.write(number, address, entry);
+        if is_new {
+            self.publish(third(address));
+        }
+    }
+
+    /// As [`Dataplane::remove`](super::Dataplane::remove).
+    pub(super) fn remove(&mut self, half: Half) {
+        let Some((direction, address)) = key(half) else { return };
+        let blocks = match direction {
+            Direction::In => &mut self.inbound,
+            Direction::Out => &mut self.outbound,
+        };
+        let Some(block) = blocks.of.get_mut(&third(address)) else { return };
+        block.take(address, false);
+        let block = *block;
+        blocks.write(block.number, address, unbound(direction, address, &self.kinds));
+        if block.taken == [0; 4] && self.kinds.class(network(third(address))) != Class::Mixed {
+            blocks.leave(third(address));
+            self.publish(third(address));
+        }
+    }
+
+    /// No packet is under way any more that was when the last block was given up.
+    pub(super) fn quiesced(&mut self) {
+        for blocks in [&mut self.inbound, &mut self.outbound] {
+            blocks.free.extend(blocks.leaving.drain(..));
+        }
+    }
+
+    /// Makes an interface known, unless another one sits in its place.
+    pub(super) fn seat(&mut self, ifindex: u32, port: &abi::Port) {
+        let at = seat_at(ifindex);
+        let sitting: Seat = bytemuck::cast([self.seats.read(at), self.seats.read(at + 1)]);
+        // The pipeline knows tenants.
+        if port.tenant != 0 || ![0, ifindex].contains(&sitting.ifindex) {
+            return;
+        }
+        let seat = Seat { ifindex, mac: port.mac, role: port.role, ..Seat::default() };
+        if seat != sitting {
+            let [first, second]: [u64; 2] = bytemuck::cast(seat);
+            self.seats.write(at, 0);
+            self.seats.write(at + 1, second);
+            self.seats.write(at, first);
+        }
+    }
+
+    /// Makes an interface unknown.
+    pub(super) fn unseat(&mut self, ifindex: u32) {
+        let at = seat_at(ifindex);
+        let sitting: Seat = bytemuck::cast([self.seats.read(at), self.seats.read(at + 1)]);
+        if sitting.ifindex == ifindex {
+            self.seats.write(at, 0);
+        }
+    }
+
+    /// Writes all pages, and where they are found.
+    fn write_pages(&self) {
+        for upper in 0..=u16::MAX {
+            match self.page_of.get(&upper) {
+                Some(page) => self.write_places(*page, |at| self.place(u32::from(upper) << 8 | at)),
+                None => self.set_page(upper, self.shared_page(upper).unwrap_or(SPECIAL_PAGE)),
+            }
+        }
+    }
+
+    /// Makes known what is said of a /24.
+    fn publish(&mut self, third: u32) {
+        let upper = upper(third);
+        if let Some(page) = self.page_of.get(&upper) {
+            self.pages.write(place_at(*page, third), bytemuck::cast(self.place(third)));
+        } else {
+            self.make_page(upper);
+        }
+    }
+
+    /// Gives a /16 a page of its own, if there is one left.
+    fn make_page(&mut self, upper: u16) {
+        if self.page_of.contains_key(&upper) {
+            return;
+        }
+        let page = self.page_of.values().max().map_or(FIRST_PAGE, |last| last + 1);
+        if page >= PAGES {
+            self.set_page(upper, SPECIAL_PAGE);
+            return;
+        }
+        self.page_of.insert(upper, page);
+        self.write_places(page, |at| self.place(u32::from(upper) << 8 | at));
+        self.set_page(upper, page);
+    }
+
+    /// What is said of a /24.
+    fn place(&self, third: u32) -> Place {
+        let inbound = self.inbound.of.get(&third).map(|block| block.number);
+        Place {
+            inbound: inbound.unwrap_or_else(|| match self.kinds.class(network(third)) {
+                Class::Stranger => 0,
+                Class::Pooled => UNBOUND_BLOCK,
+                Class::Special | Class::Mixed => SPECIAL,
+            }),
+            outbound: self.outbound.of.get(&third).map_or(0, |block| block.number),
+        }
+    }
+
+    fn is_mixed(&self, upper: u16) -> bool {
+        self.shared_page(upper).is_none()
+    }
+
+    /// The page of a /16 of which the same is said everywhere.
+    fn shared_page(&self, upper: u16) -> Option<u32> {
+        match self.kinds.class(Ipv4Net::new_assert(Ipv4Addr::from(u32::from(upper) << 16), 16)) {
+            Class::Stranger => Some(0),
+            Class::Pooled => Some(UNBOUND_PAGE),
+            Class::Special => Some(SPECIAL_PAGE),
+            Class::Mixed => None,
+        }
+    }
+
+    fn write_places(&self, page: u32, place: impl Fn(u32) -> Place) {
+        for at in 0..COUNT {
+            self.pages.write(place_at(page, at), bytemuck::cast(place(at)));
+        }
+    }
+
+    fn page(&self, upper: u16) -> u32 {
+        let four: [u16; 4] = bytemuck::cast(self.directory.read(usize::from(upper / 4)));
+        four[usize::from(upper % 4)].into()
+    }
+
+    fn set_page(&self, upper: u16, page: u32) {
+        let at = usize::from(upper / 4);
+        let mut four: [u16; 4] = bytemuck::cast(self.directory.read(at));
+        // There are fewer pages.
+        four[usize::from(upper % 4)] = page.try_into().unwrap_or_default();
+        self.directory.write(at, bytemuck::cast(four));
+    }
+}
+
+/// Where a half stands: not in the arrays where the pipeline alone may judge.
+fn key(half: Half) -> Option<(Direction, Ipv4Addr)> {
+    let (direction, address) = match half {
+        Half::Inbound(binding) => (Direction::In, binding.public_ip),
+        Half::Outbound(binding) if binding.tenant == 0 => (Direction::Out, binding.private_ip),
+        Half::Outbound(_) => return None,
+    };
+    (!Kinds::is_martian(address)).then_some((direction, address))
+}
+
+/// The first number of the entry of an address that is not bound.
+fn unbound(direction: Direction, address: Ipv4Addr, kinds: &Kinds) -> u64 {
+    let state = match direction {
+        Direction::In if kinds.is_pooled(address) => InboundEntry::POOLED,
+        Direction::In if kinds.is_stranger(address) => InboundEntry::STRANGER,
+        Direction::In | Direction::Out => 0,
+    };
+    bytemuck::cast([0, state])
+}
+
+/// The first number of an entry.
+fn entry(address: Ipv4Addr, meter: u32) -> u64 {
+    let [a, b, c, d] = address.octets();
+    bytemuck::cast([u32::from_ne_bytes([a, b, c, d]), meter])
+}
+
+/// The first three bytes of an address.
+fn third(address: Ipv4Addr) -> u32 {
+    u32::from(address) >> 8
+}
+
+/// The first two of three bytes.
+fn upper(third: u32) -> u16 {
+    let [_, first, second, _] = third.to_be_bytes();
+    u16::from_be_bytes([first, second])
+}
+
+fn network(third: u32) -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::from(third << 8), 24)
+}
+
+fn addresses(third: u32) -> impl Iterator<Item = Ipv4Addr> {
+    (0..=u32::from(u8::MAX)).map(move |last| Ipv4Addr::from(third << 8 | last))
+}
+
+fn thirds(upper: u16) -> impl Iterator<Item = u32> {
+    (0..COUNT).map(move |at| u32::from(upper) << 8 | at)
+}
+
+/// Where in the memory of the pages what is said of a /24 stands.
+fn place_at(page: u32, third: u32) -> usize {
+    page as usize * ENTRIES + third as usize % ENTRIES
+}
+
+fn seat_at(ifindex: u32) -> usize {
+    (ifindex % SEATS) as usize * size_of::<Seat>() / size_of::<u64>()
+}

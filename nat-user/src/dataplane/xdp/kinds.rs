@@ -1,0 +1,79 @@
+//! What addresses are to the node, by networks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use nat_common::abi::AddressKind;
+
+/// What no packet on its way comes from or goes to, and what is the pipeline's to refuse (RFC 6890).
+const MARTIANS: [Ipv4Net; 4] = [
+    Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 8),
+    Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8),
+    Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16),
+    Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 3),
+];
+
+/// What all addresses of a network are, as far as no binding says otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// Nothing is known of them.
+    Stranger,
+    /// In a pool.
+    Pooled,
+    /// Only the pipeline knows.
+    Special,
+    /// Not all the same.
+    Mixed,
+}
+
+/// What is known of addresses. Of two networks the smaller one counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Kinds(pub(super) BTreeMap<Ipv4Net, AddressKind>);
+
+impl Kinds {
+    /// Whether an address is no end of any packet on its way.
+    pub(super) fn is_martian(address: Ipv4Addr) -> bool {
+        MARTIANS.iter().any(|martians| martians.contains(&address))
+    }
+
+    /// What all of a network is.
+    pub(super) fn class(&self, network: Ipv4Net) -> Class {
+        if self.0.keys().any(|other| network.contains(other) && *other != network) {
+            return Class::Mixed;
+        }
+        if MARTIANS.iter().any(|martians| martians.contains(&network)) {
+            return Class::Special;
+        }
+        match self.smallest(network) {
+            None => Class::Stranger,
+            Some(AddressKind::Pooled) => Class::Pooled,
+            Some(_) => Class::Special,
+        }
+    }
+
+    /// What the smallest network is that a network is in.
+    pub(super) fn smallest(&self, network: Ipv4Net) -> Option<AddressKind> {
+        let around = self.0.iter().filter(|(other, _)| other.contains(&network));
+        around.max_by_key(|(other, _)| other.prefix_len()).map(|(_, kind)| *kind)
+    }
+
+    /// Whether an address is in a pool.
+    pub(super) fn is_pooled(&self, address: Ipv4Addr) -> bool {
+        self.smallest(address.into()) == Some(AddressKind::Pooled)
+    }
+
+    /// Whether nothing is known of an address.
+    pub(super) fn is_stranger(&self, address: Ipv4Addr) -> bool {
+        self.smallest(address.into()).is_none() && !Self::is_martian(address)
+    }
+
+    /// The upper halves of addresses that anything is known of.
+    pub(super) fn uppers(&self) -> BTreeSet<u16> {
+        let upper = |address: Ipv4Addr| {
+            let [first, second, ..] = address.octets();
+            u16::from_be_bytes([first, second])
+        };
+        self.0.keys().flat_map(|network| upper(network.network())..=upper(network.broadcast())).collect()
+    }
+}

@@ -1,0 +1,283 @@
+//! Watches for changes of routes and neighbours, so that the program may remember next hops.
+//!
+//! Whatever changes makes what is remembered void, by another [`Routing::generation`]. And it holds for less than a second unless
+//! this goes on prolonging it: without a daemon, or with one that hangs, the program asks the FIB for each packet.
+
+use std::collections::HashMap;
+use std::io::{self, ErrorKind, PipeReader, PipeWriter};
+use std::net::IpAddr;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::thread::{Builder, JoinHandle, sleep};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use aya::maps::MapData;
+use log::{debug, info, warn};
+use nat_common::abi::express::Routing;
+use nat_common::abi::map;
+use netlink_packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::maps::failed;
+use super::netlink;
+use super::numbers::Numbers;
+
+/// How long what is remembered holds.
+const LEASE: Duration = Duration::from_millis(750);
+
+/// How often that is prolonged.
+const RENEWAL: Duration = Duration::from_millis(200);
+
+/// How long changes are waited for that come together: a routing daemon may make thousands.
+const GATHERING: Duration = Duration::from_millis(5);
+
+/// Groups of rtnetlink(7). kernel: `enum rtnetlink_groups`; link, neighbour, IPv4 addresses, routes, rules and settings, next hops.
+const GROUPS: [u32; 7] = [1, 3, 5, 7, 8, 24, 32];
+
+/// The thread that watches.
+#[derive(Debug)]
+pub(super) struct Routes {
+    thread: Option<JoinHandle<()>>,
+    /// The thread ends when this is closed.
+    stop: Option<PipeWriter>,
+}
+
+impl Routes {
+    /// Starts it, for the maps that are pinned in a directory, in this network namespace.
+    pub(super) fn start(maps: &Path) -> Result<Self> {
+        let pin = maps.join(map::ROUTING);
+        let data = MapData::from_pin(&pin).with_context(|| format!("cannot open {}", pin.display()))?;
+        let routing = Numbers::open(&data).with_context(|| failed(map::ROUTING))?;
+        let (stopped, stop) = io::pipe()?;
+        let mut watcher = Watcher::new(routing)?;
+        let thread = Builder::new().name("routes".to_owned()).spawn(move || {
+            if let Err(error) = watcher.run(&stopped) {
+                warn!("changes of routes cannot be followed, so the FIB is asked for each packet: {error:#}");
+            }
+            watcher.end();
+        })?;
+        Ok(Self { thread: Some(thread), stop: Some(stop) })
+    }
+
+    /// Whether it still watches.
+    pub(super) fn is_alive(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+}
+
+impl Drop for Routes {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // It has told what it died of.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A neighbour: interface and address.
+type Neighbour = (u32, IpAddr);
+
+struct Watcher {
+    socket: Socket,
+    routing: Numbers,
+    generation: u32,
+    /// Whether next hops depend on nothing but the destination.
+    is_plain: Option<bool>,
+    /// The MAC addresses of those that are known.
+    neighbours: HashMap<Neighbour, Vec<u8>>,
+}
+
+impl Watcher {
+    fn new(routing: Numbers) -> Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind(&SocketAddr::new(0, 0))?;
+        for group in GROUPS {
+            socket.add_membership(group).context("cannot follow changes by rtnetlink")?;
+        }
+        socket.set_non_blocking(true)?;
+        // None is ever used again: not those of a daemon before this one.
+        let generation = bytemuck::cast::<_, Routing>([routing.read(0), routing.read(1)]).generation;
+        Ok(Self { socket, routing, generation, is_plain: None, neighbours: HashMap::new() })
+    }
+
+    fn run(&mut self, stopped: &PipeReader) -> Result<()> {
+        self.look_anew()?;
+        loop {
+            self.renew();
+            let mut fds = [
+                PollFd::new(&self.socket, PollFlags::IN),
+                PollFd::from_borrowed_fd(stopped.as_fd(), PollFlags::IN),
+            ];
+            let wait = Timespec { tv_sec: 0, tv_nsec: i64::from(RENEWAL.subsec_nanos()) };
+            match poll(&mut fds, Some(&wait)) {
+                Err(rustix::io::Errno::INTR) => continue,
+                done => done.context("cannot wait for changes of routes")?,
+            };
+            let [changes, stop] = fds.map(|fd| fd.revents());
+            if !stop.is_empty() {
+                return Ok(());
+            }
+            if !changes.is_empty() && self.take_in()? {
+                self.advance();
+                sleep(GATHERING);
+            }
+        }
+    }
+
+    /// Nothing that is remembered holds any more.
+    fn end(&self) {
+        self.routing.write(1, 0);
+    }
+
+    /// What is remembered holds for some time from now on, during which changes come to be known.
+    fn renew(&self) {
+        if self.is_plain == Some(true) {
+            let until = Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap_or_default() + LEASE;
+            self.routing.write(1, u64::try_from(until.as_nanos()).unwrap_or(0));
+        } else {
+            self.end();
+        }
+    }
+
+    fn advance(&mut self) {
+        self.generation = self.generation.wrapping_add(1).max(1);
+        let routing = Routing { generation: self.generation, ..Routing::default() };
+        self.routing.write(0, bytemuck::cast::<_, [u64; 2]>(routing)[0]);
+    }
+
+    /// Takes in what has been told, and answers whether it makes anything void.
+    fn take_in(&mut self) -> Result<bool> {
+        let (mut is_change, mut has_rules) = (false, false);
+        loop {
+            let datagram = match self.socket.recv_from_full() {
+                Ok((datagram, _)) => datagram,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                // Something was left out.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    self.look_anew()?;
+                    continue;
+                }
+                Err(error) => return Err(error).context("rtnetlink"),
+            };
+            let mut rest = datagram.as_slice();
+            while let Ok(header) = NetlinkBuffer::new_checked(rest) {
+                let length = header.length() as usize;
+                match NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map(|message| message.payload)
+                {
+                    Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(neighbour))) => {
+                        is_change |= self.neighbour(&neighbour, false);
+                    }
+                    Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(neighbour))) => {
+                        is_change |= self.neighbour(&neighbour, true);
+                    }
+                    Ok(NetlinkPayload::InnerMessage(
+                        RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_),
+                    )) => has_rules = true,
+                    // What cannot be understood may be anything.
+                    _ => is_change = true,
+                }
+                // Messages begin at multiples of four bytes.
+                rest = rest.get(length.max(1).next_multiple_of(4)..).unwrap_or_default();
+            }
+        }
+        if has_rules {
+            self.look_at_rules()?;
+        }
+        Ok(is_change || has_rules)
+    }
+
+    /// Notes what is known of a neighbour, and answers whether anything else may be remembered of it.
+    fn neighbour(&mut self, message: &NeighbourMessage, is_gone: bool) -> bool {
+        use NeighbourState::{Delay, Noarp, Permanent, Probe, Reachable, Stale};
+        let header = &message.header;
+        if !matches!(header.family, AddressFamily::Inet | AddressFamily::Inet6) {
+            // A bridge's table: routes do not depend on it.
+            return false;
+        }
+        let (mut address, mut mac) = (None, None);
+        for attribute in &message.attributes {
+            match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some((*v4).into()),
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some((*v6).into()),
+                NeighbourAttribute::LinkLayerAddress(bytes) => mac = Some(bytes.clone()),
+                _ => {}
+            }
+        }
+        let Some(address) = address else { return true };
+        // kernel: NUD_VALID
+        let is_valid =
+            !is_gone && matches!(header.state, Reachable | Stale | Delay | Probe | Noarp | Permanent);
+        let before = match mac.filter(|_| is_valid) {
+            Some(mac) => {
+                let before = self.neighbours.insert((header.ifindex, address), mac.clone());
+                before.filter(|before| *before != mac)
+            }
+            None => self.neighbours.remove(&(header.ifindex, address)),
+        };
+        before.is_some()
+    }
+
+    /// Looks at everything anew.
+    fn look_anew(&mut self) -> Result<()> {
+        self.neighbours.clear();
+        let request = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+        for message in netlink::dump(NETLINK_ROUTE, &request).context("cannot ask for the neighbours")? {
+            if let RouteNetlinkMessage::NewNeighbour(neighbour) = message {
+                self.neighbour(&neighbour, false);
+            }
+        }
+        self.look_at_rules()?;
+        self.advance();
+        Ok(())
+    }
+
+    fn look_at_rules(&mut self) -> Result<()> {
+        let mut request = RuleMessage::default();
+        request.header.family = AddressFamily::Inet;
+        let rules = netlink::dump(NETLINK_ROUTE, &RouteNetlinkMessage::GetRule(request))
+            .context("cannot ask for the rules of routing")?;
+        let is_plain = rules.iter().all(|message| match message {
+            RouteNetlinkMessage::NewRule(rule) => is_plain(rule),
+            _ => true,
+        });
+        if self.is_plain != Some(is_plain) {
+            if is_plain {
+                debug!("next hops are remembered by their destinations");
+            } else {
+                info!("there are rules of routing (ip rule), so the FIB is asked for each packet");
+            }
+        }
+        self.is_plain = Some(is_plain);
+        Ok(())
+    }
+}
+
+/// The tables default, main and local. kernel: `enum rt_class_t`.
+const TABLES: [u8; 3] = [253, 254, 255];
+
+/// Whether a rule is one of those that are there by default: for all packets, and one of the tables local, main and default.
+fn is_plain(rule: &RuleMessage) -> bool {
+    let header = &rule.header;
+    let is_for_all = rule.attributes.iter().all(|attribute| match attribute {
+        RuleAttribute::Table(table) => TABLES.iter().any(|known| u32::from(*known) == *table),
+        // Suppression is switched off where it is all ones.
+        RuleAttribute::SuppressPrefixLen(u32::MAX)
+        | RuleAttribute::Priority(_)
+        | RuleAttribute::Protocol(_) => true,
+        _ => false,
+    });
+    header.action == RuleAction::ToTable
+        && (header.src_len, header.dst_len, header.tos) == (0, 0, 0)
+        && TABLES.contains(&header.table)
+        && is_for_all
+}

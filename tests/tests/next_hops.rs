@@ -1,0 +1,116 @@
+//! Next hops that the program remembers follow routes, neighbours and rules within a second, whether the daemon runs or hangs.
+
+use std::net::Ipv4Addr;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use tests::lab::{
+    Bed, EIP1, FAR, INTERNET, INTERNET_DEVICE, Namespace, Sender, Setup, Sink, VM_DEVICE, VM1, ping,
+};
+
+/// Within that the program follows (the design says).
+const FOLLOWS: Duration = Duration::from_secs(1);
+
+const PORT: u16 = 4000;
+
+/// A way that packets go.
+#[derive(Clone, Copy)]
+struct Way<'a> {
+    from: &'a Namespace,
+    to: Ipv4Addr,
+    at: &'a Namespace,
+    sink: Ipv4Addr,
+}
+
+impl Way<'_> {
+    /// Whether packets arrive, all or none, from a second after a change on; while packets flow before it and all along, so that
+    /// the next hop is known, and the old one is used as long as can be.
+    fn carries_after(self, change: impl FnOnce() -> Result<()>) -> Result<bool> {
+        let sink = Sink::start_at(self.at, self.sink, PORT)?;
+        let sender = Sender::start(self.from, (self.to, PORT), 500, 32)?;
+        sender.send_more(100)?;
+        change()?;
+        sleep(FOLLOWS);
+        let (from, before) = (sender.next() + 1, sender.next());
+        sender.send_more(200)?;
+        let sent = sender.stop()?;
+        let came = sink.stop()?.iter().filter(|packet| packet.number >= from).count() as u64;
+        ensure!(sent > before + 200, "only {sent} packets were sent");
+        ensure!(came == 0 || came == sent - from, "{came} of {} packets came", sent - from);
+        Ok(came > 0)
+    }
+}
+
+/// A second address of the other end's interface.
+const OTHER_MAC: &str = "02:00:00:00:77:01";
+
+fn follow(bed: &Bed) -> Result<()> {
+    let lab = &bed.lab;
+    // The VM talks to somebody far away, and somebody far away to the VM's EIP.
+    lab.internet.ip(&[format!("route replace 203.0.113.0/24 via {} src {FAR}", tests::lab::NODE_UP)])?;
+    let out = Way { from: &lab.vm1, to: FAR, at: &lab.internet, sink: FAR };
+    let into = Way { from: &lab.internet, to: EIP1, at: &lab.vm1, sink: VM1 };
+    let node = |line: String| lab.node.ip(&[line]);
+    for (way, host, device, gateway, egress) in
+        [(out, &lab.internet, INTERNET_DEVICE, INTERNET, "up0"), (into, &lab.vm1, VM_DEVICE, VM1, "dn0")]
+    {
+        let destination = if way.to == EIP1 { VM1 } else { way.to };
+        ensure!(way.carries_after(|| Ok(()))?, "nothing comes to {destination}");
+        // Another card answers for the neighbour.
+        let exchanged = way.carries_after(|| {
+            host.ip(&[format!("link set {device} address {OTHER_MAC}")])?;
+            node(format!("neigh replace {gateway} lladdr {OTHER_MAC} dev {egress} nud reachable"))
+        })?;
+        ensure!(exchanged, "packets for {destination} go to a MAC address that is nobody's any more");
+        // A route that forbids it, and none that does.
+        let is_carried = way.carries_after(|| node(format!("route add blackhole {destination}/32")))?;
+        ensure!(!is_carried, "packets for {destination} are carried against the route");
+        ensure!(
+            way.carries_after(|| node(format!("route del blackhole {destination}/32")))?,
+            "{destination}"
+        );
+        // A smaller MTU: packets of 60 bytes are larger.
+        let is_carried = way.carries_after(|| {
+            node(format!("route add {destination}/32 via {gateway} dev {egress} onlink mtu lock 68"))
+        })?;
+        ensure!(is_carried, "{destination}");
+        node(format!("route del {destination}/32"))?;
+        // A rule by source, which a next hop by destination knows nothing of.
+        let source = if way.to == EIP1 { FAR } else { EIP1 };
+        let rule = format!("from {source} to {destination} blackhole priority 100");
+        ensure!(!way.carries_after(|| node(format!("rule add {rule}")))?, "carried against the rule");
+        ensure!(way.carries_after(|| node(format!("rule del {rule}")))?, "{destination}");
+    }
+    Ok(())
+}
+
+#[test]
+fn next_hops_follow_within_a_second() -> Result<()> {
+    Bed::run(Setup::default(), |bed| follow(bed))
+}
+
+#[test]
+fn they_do_where_the_daemon_hangs() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        // Neighbours that are not known are the slow path's to ask for, which hangs, too.
+        ensure!(ping(&bed.lab.vm1, FAR, 3, &[])?.received == 3);
+        let daemon = i32::try_from(bed.daemon.pid()).ok().and_then(Pid::from_raw);
+        let signal = |signal| daemon.map_or(Ok(()), |daemon| kill_process(daemon, signal));
+        signal(Signal::STOP)?;
+        let followed = follow(bed);
+        signal(Signal::CONT)?;
+        followed
+    })
+}
+
+#[test]
+fn they_do_where_the_daemon_was_killed() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        bed.daemon.kill()?;
+        let followed = follow(bed);
+        bed.start_again()?;
+        followed
+    })
+}
