@@ -16,7 +16,7 @@ use crate::wire::{ethernet, tcp, udp};
 pub trait Known {
     /// The interface with that index; `None`: another one sits in its place.
     fn seat(&mut self, ifindex: u32) -> Option<Seat>;
-    /// Whether nothing is known of an address: it is not bound in any tenant, in no pool, not the node's own, in no network
+    /// Whether nothing is known of an address: it is not bound in tenant 0, in no pool, not the node's own, in no network
     /// inside, and may be an end of a packet.
     fn is_stranger(&mut self, addr: Addr) -> bool;
     /// What is known of an address as a public one of tenant 0.
@@ -69,7 +69,8 @@ pub fn process<F: Frame + ?Sized, K: Known>(frame: &mut F, ifindex: u32, known: 
 struct Ordinary {
     /// IPv4 total length, in bytes.
     length: u16,
-    protocol: u8,
+    /// TTL, protocol and checksum, as they stand in the header's third word.
+    hop: u32,
     source: Addr,
     destination: Addr,
 }
@@ -104,7 +105,7 @@ fn attempt<F: Frame + ?Sized, K: Known>(frame: &mut F, ifindex: u32, known: &mut
             meter: entry.meter,
             adjacency: entry.adjacency,
         }
-    } else {
+    } else if seat.role == Port::DOWNLINK {
         let out = known.outbound(packet.source)?;
         if out.eip == [0; 4] || !known.is_stranger(packet.destination) {
             return None;
@@ -116,9 +117,12 @@ fn attempt<F: Frame + ?Sized, K: Known>(frame: &mut F, ifindex: u32, known: &mut
             meter: out.meter,
             adjacency: known.next_hop(packet.destination)?,
         }
+    } else {
+        return None;
     };
+    let to = if matches!(leg.direction, Direction::In) { leg.new } else { packet.destination };
     let generation = known.generation();
-    if generation == 0 || !leg.adjacency.carries(packet.length, generation) {
+    if generation == 0 || !leg.adjacency.carries(to, packet.length, generation) {
         return None;
     }
     rewrite(frame, &packet, &leg)?;
@@ -130,30 +134,44 @@ fn attempt<F: Frame + ?Sized, K: Known>(frame: &mut F, ifindex: u32, known: &mut
 fn parse<F: Frame + ?Sized>(frame: &mut F, seat: &Seat) -> Option<Ordinary> {
     let size = frame.size();
     let head = frame.at::<HEAD>(0).ok()?;
-    // By words of four bytes: BPF has few registers, and bytes would take one each.
-    let word = |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-    let words = [word(IP), word(IP + 4), word(IP + 8), word(IP + 12), word(IP + 16)];
-    if [head[0], head[1], head[2], head[3], head[4], head[5]] != seat.mac
-        || u16::from_be_bytes([head[12], head[13]]) != ethernet::TYPE_IPV4
-        || words[0] & PLAIN_MASK != PLAIN
-        || words[1] & FRAGMENT != 0
+    let [w0, w1, w2] = [word(head, IP)?, word(head, IP + 4)?, word(head, IP + 8)?];
+    let (source, destination) = (*chunk(head, SOURCE)?, *chunk(head, DESTINATION)?);
+    let [m0, m1, m2, m3, m4, m5] = seat.mac;
+    if *chunk(head, 0)? != [m0, m1, m2, m3]
+        || *chunk(head, 4)? != [m4, m5]
+        || u16::from_be_bytes(*chunk(head, 12)?) != ethernet::TYPE_IPV4
+        || w0 & PLAIN_MASK != PLAIN
+        || w1 & FRAGMENT != 0
     {
         return None;
     }
-    let length = (words[0] & 0xffff) as u16;
+    let [_, _, l0, l1] = w0.to_be_bytes();
+    let length = u16::from_be_bytes([l0, l1]);
     let end = IP + usize::from(length);
     let has_trailer = size > ethernet::MAX_PADDED && size > end + ethernet::SLACK;
-    let sum = words.iter().fold(0, |sum, word| sum + u64::from(*word));
-    let [ttl, protocol, ..] = words[2].to_be_bytes();
-    if ttl <= 1 || end < UDP || size < end || has_trailer || checksum::fold(sum) != 0xffff {
+    let ends = [source, destination].map(u32::from_be_bytes);
+    let sum = [w0, w1, w2, ends[0], ends[1]].iter().fold(0, |sum, word| sum + u64::from(*word));
+    if w2 < 2 << 24 || end < UDP || size < end || has_trailer || checksum::fold(sum) != 0xffff {
         return None;
     }
-    Some(Ordinary { length, protocol, source: words[3].to_be_bytes(), destination: words[4].to_be_bytes() })
+    Some(Ordinary { length, hop: w2, source, destination })
+}
+
+/// Some bytes, read at once: BPF has few registers, and each byte would take one.
+#[inline(always)]
+fn chunk<const N: usize>(head: &[u8; HEAD], at: usize) -> Option<&[u8; N]> {
+    head.get(at..)?.first_chunk()
+}
+
+#[inline(always)]
+fn word(head: &[u8; HEAD], at: usize) -> Option<u32> {
+    chunk(head, at).map(|bytes| u32::from_be_bytes(*bytes))
 }
 
 #[inline(always)]
 fn rewrite<F: Frame + ?Sized>(frame: &mut F, packet: &Ordinary, leg: &Leg) -> Option<()> {
-    let (at, zero, header_len) = match packet.protocol {
+    let [ttl, protocol, c0, c1] = packet.hop.to_be_bytes();
+    let (at, zero, header_len) = match protocol {
         protocol::TCP => (UDP + tcp::CHECKSUM, Zero::Plain, tcp::MIN_HEADER_LEN),
         protocol::UDP => (UDP + udp::CHECKSUM, Zero::Absent, udp::HEADER_LEN),
         _ => return None,
@@ -168,11 +186,9 @@ fn rewrite<F: Frame + ?Sized>(frame: &mut F, packet: &Ordinary, leg: &Leg) -> Op
     let head = frame.at::<HEAD>(0).ok()?;
     head[..6].copy_from_slice(&leg.adjacency.destination);
     head[6..12].copy_from_slice(&leg.adjacency.source);
-    let [ttl, protocol, c0, c1] = [head[TTL], head[TTL + 1], head[TTL + 2], head[TTL + 3]];
     let hop = delta.word(u16::from_be_bytes([ttl, protocol]), u16::from_be_bytes([ttl - 1, protocol]));
-    let checksum = hop.apply(u16::from_be_bytes([c0, c1])).to_be_bytes();
-    head[TTL] = ttl - 1;
-    head[TTL + 2..TTL + 4].copy_from_slice(&checksum);
+    let [c0, c1] = hop.apply(u16::from_be_bytes([c0, c1])).to_be_bytes();
+    head[TTL..TTL + 4].copy_from_slice(&[ttl - 1, protocol, c0, c1]);
     if matches!(leg.direction, Direction::In) {
         head[DESTINATION..DESTINATION + 4].copy_from_slice(&leg.new);
     } else {

@@ -32,11 +32,11 @@ pub trait Node {
     }
     /// Adds a forwarded packet to a meter.
     fn bill(&mut self, meter: u32, direction: Direction, bytes: u16);
-    /// May remember the way out that was last told, for later packets to `destination`, as they come: of a public address of tenant
-    /// 0 to its VM, of another one to a stranger.
+    /// May remember the way out that was last told, for later packets to `to`. `public_ip`: the public address of tenant 0 that such
+    /// packets come for, where `to` is a VM.
     #[inline(always)]
-    fn learn(&mut self, destination: Addr, is_public: bool, egress: &Egress) {
-        let _ = (destination, is_public, egress);
+    fn learn(&mut self, to: Addr, public_ip: Option<Addr>, egress: &Egress) {
+        let _ = (to, public_ip, egress);
     }
 }
 
@@ -324,7 +324,7 @@ fn carry<F: Frame + ?Sized, N: Node>(
         translate::forward(frame, ip, egress)?;
         // Routes may depend on it.
         if ip.tos & DSCP == 0 && into.is_none_or(|into| into.tenant == 0) {
-            node.learn(ip.destination, into.is_some(), egress);
+            node.learn(plan.addresses.destination, into.map(|_| ip.destination), egress);
         }
     }
     if let Some(meter) = plan.out_meter {

@@ -155,27 +155,29 @@ fn next_hop(destination: Addr) -> Option<*mut NextHop> {
     NEXT_HOPS.get_ptr_mut(maps::lane() * NEXT_HOPS_OF_CPU + NextHop::place(destination))
 }
 
-/// Remembers a next hop; `generation`: the one that held before the FIB was asked.
+/// Remembers a next hop to `to`; `generation`: the one that held before the FIB was asked. `public_ip`: the address by which a VM is
+/// found.
 #[inline(always)]
-pub(crate) fn learn(destination: Addr, is_public: bool, egress: &Egress, mtu: u16, generation: u32) {
+pub(crate) fn learn(to: Addr, public_ip: Option<Addr>, egress: &Egress, mtu: u16, generation: u32) {
     if generation == 0 {
         return;
     }
-    let adjacency = Adjacency {
+    let mut adjacency = Adjacency {
         generation,
         ifindex: egress.ifindex,
         destination: egress.destination,
-        check: generation as u16,
+        check: 0,
         source: egress.source,
         mtu,
     };
-    if is_public {
-        if let Some(entry) = inbound(destination) {
-            // SAFETY: another CPU may write the same at the same time, of which the entry's two marks tell.
+    adjacency.check = adjacency.mark(to);
+    if let Some(public_ip) = public_ip {
+        if let Some(entry) = inbound(public_ip) {
+            // SAFETY: another CPU may write at the same time, or the daemon: the mark tells.
             unsafe { (&raw mut (*entry).adjacency).write(adjacency) };
         }
-    } else if let Some(next_hop) = next_hop(destination) {
+    } else if let Some(next_hop) = next_hop(to) {
         // SAFETY: the element is in this CPU's lane.
-        unsafe { next_hop.write(NextHop { address: destination, padding: 0, adjacency }) };
+        unsafe { next_hop.write(NextHop { address: to, padding: 0, adjacency }) };
     }
 }

@@ -29,8 +29,8 @@ static FIB: PerCpuArray<FibLookup> = PerCpuArray::with_max_entries(1, 0);
 pub(crate) unsafe fn ask(ctx: *mut c_void, query: &Query) -> Option<(i64, &'static FibLookup)> {
     let fib = FIB.get_ptr_mut(0)?;
     let size = size_of::<FibLookup>() as i32;
-    // SAFETY: the element is this CPU's, on which programs do not interrupt each other; its fields are integers, for which any bits
-    // are a value. The context is the program's own.
+    // SAFETY: the element is this CPU's, on which programs do not interrupt each other, but for a trial before Linux 6.3, of which
+    // nothing comes; its fields are integers, for which any bits are a value. The context is the program's own.
     unsafe {
         fib.write_bytes(0, 1);
         let question = &mut *fib;

@@ -100,8 +100,8 @@ pub(crate) fn bill(meter: u32, direction: Direction, bytes: u16, watch: Watch) {
 /// Sends the packet by an interface.
 #[inline(always)]
 pub(crate) fn send_by(ifindex: u32) -> u32 {
-    // A full queue behind the map is not seen here, only an interface that it does not hold. The daemon puts one in
-    // before the pipeline may choose it, and takes it out after, so only somebody else can have taken it out.
+    // A full queue behind the map is not seen here, only an interface that it does not hold. The daemon puts one in before the
+    // pipeline may choose it, and takes it out after; so it is another's doing, or a next hop was remembered.
     EGRESS.redirect(ifindex, 0).unwrap_or(XDP_DROP)
 }
 

@@ -79,7 +79,9 @@ impl Node for KernelNode<'_> {
     }
 
     #[inline(always)]
-    fn learn(&mut self, destination: Addr, is_public: bool, egress: &Egress) {
-        express::learn(destination, is_public, egress, self.mtu, self.generation);
+    fn learn(&mut self, to: Addr, public_ip: Option<Addr>, egress: &Egress) {
+        // Nothing comes of a trial.
+        let generation = self.generation & !self.watch.place(0);
+        express::learn(to, public_ip, egress, self.mtu, generation);
     }
 }

@@ -4,7 +4,10 @@ use std::net::Ipv4Addr;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::{Array, Map, MapData};
+use nat_common::abi::express::{Adjacency, ENTRIES, InboundEntry, NextHop, Routing};
+use nat_common::abi::map;
 use rustix::process::{Pid, Signal, kill_process};
 use tests::lab::{
     Bed, EIP1, FAR, INTERNET, INTERNET_DEVICE, Namespace, Sender, Setup, Sink, VM_DEVICE, VM1, ping,
@@ -46,6 +49,55 @@ impl Way<'_> {
 /// A second address of the other end's interface.
 const OTHER_MAC: &str = "02:00:00:00:77:01";
 
+/// How many next hops the program remembers, in the entries of public addresses and by destination, of the present generation.
+fn remembered(bed: &Bed) -> Result<[usize; 2]> {
+    let pins = &bed.daemon.config().pin_path;
+    let map = |name: &str| -> Result<Map> {
+        let directories = std::fs::read_dir(pins)?.filter_map(Result::ok).map(|entry| entry.path());
+        let pin = directories.map(|dir| dir.join(name)).find(|pin| pin.exists());
+        Ok(Map::Array(MapData::from_pin(pin.with_context(|| format!("no map {name} is pinned"))?)?))
+    };
+    let routing: Array<_, [u8; size_of::<Routing>()]> = map(map::ROUTING)?.try_into()?;
+    let generation = bytemuck::pod_read_unaligned::<Routing>(&routing.get(&0, 0)?).generation;
+    let is_present = |adjacency: Adjacency| adjacency.generation == generation;
+    let blocks: Array<_, [u8; BLOCK]> = map(map::INBOUND_BLOCKS)?.try_into()?;
+    let mut inbound = 0;
+    for block in blocks.iter() {
+        let entries = block?;
+        let entries =
+            entries.chunks_exact(size_of::<InboundEntry>()).map(bytemuck::pod_read_unaligned::<InboundEntry>);
+        inbound += entries.filter(|entry| is_present(entry.adjacency)).count();
+    }
+    let hops: Array<_, [u8; size_of::<NextHop>()]> = map(map::NEXT_HOPS)?.try_into()?;
+    let mut outbound = 0;
+    for hop in hops.iter() {
+        outbound += usize::from(is_present(bytemuck::pod_read_unaligned::<NextHop>(&hop?).adjacency));
+    }
+    Ok([inbound, outbound])
+}
+
+const BLOCK: usize = size_of::<InboundEntry>() * ENTRIES;
+
+#[test]
+fn next_hops_are_remembered() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        ensure!(remembered(bed)? == [0, 0]);
+        ensure!(ping(&bed.lab.internet, EIP1, 3, &[])?.received == 3);
+        let [inbound, outbound] = remembered(bed)?;
+        ensure!(inbound == 1 && outbound >= 1, "{inbound} and {outbound}");
+        // With a rule, none is.
+        bed.lab.node.ip(&["rule add from 192.0.2.77 lookup main priority 77"])?;
+        sleep(FOLLOWS);
+        ensure!(ping(&bed.lab.internet, EIP1, 3, &[])?.received == 3);
+        ensure!(remembered(bed)? == [0, 0]);
+        bed.lab.node.ip(&["rule del priority 77"])?;
+        sleep(FOLLOWS);
+        ensure!(ping(&bed.lab.internet, EIP1, 3, &[])?.received == 3);
+        ensure!(remembered(bed)?[0] == 1);
+        Ok(())
+    })
+}
+
 fn follow(bed: &Bed) -> Result<()> {
     let lab = &bed.lab;
     // The VM talks to somebody far away, and somebody far away to the VM's EIP.
@@ -71,12 +123,6 @@ fn follow(bed: &Bed) -> Result<()> {
             way.carries_after(|| node(format!("route del blackhole {destination}/32")))?,
             "{destination}"
         );
-        // A smaller MTU: packets of 60 bytes are larger.
-        let is_carried = way.carries_after(|| {
-            node(format!("route add {destination}/32 via {gateway} dev {egress} onlink mtu lock 68"))
-        })?;
-        ensure!(is_carried, "{destination}");
-        node(format!("route del {destination}/32"))?;
         // A rule by source, which a next hop by destination knows nothing of.
         let source = if way.to == EIP1 { FAR } else { EIP1 };
         let rule = format!("from {source} to {destination} blackhole priority 100");

@@ -33,8 +33,10 @@ impl Dropped {
     #[inline(always)]
     #[must_use]
     pub const fn place(address: Addr, is_bound: bool, reason: u32) -> u32 {
-        // Multiplicative hashing by the golden ratio.
-        let hash = u32::from_ne_bytes(address).wrapping_add(reason << 16).wrapping_mul(0x9e37_79b1);
+        // Multiplicative hashing, by odd numbers without a pattern.
+        let hash = u32::from_ne_bytes(address)
+            .wrapping_mul(0x9e37_79b1)
+            .wrapping_add(reason.wrapping_mul(0x85eb_ca6b));
         if is_bound {
             hash >> (32 - BOUND.trailing_zeros())
         } else {

@@ -51,7 +51,7 @@ pub struct Adjacency {
     pub ifindex: u32,
     /// The next hop's address.
     pub destination: Mac,
-    /// The lower half of `generation` again: two CPUs may write at the same time.
+    /// [`Adjacency::mark`] of all the rest, and of whom it is for: two CPUs may write at the same time.
     pub check: u16,
     /// The interface's own address.
     pub source: Mac,
@@ -60,12 +60,30 @@ pub struct Adjacency {
 }
 
 impl Adjacency {
-    /// Whether a packet of `length` bytes may take it without the FIB being asked. There is no generation 0.
+    /// Whether a packet of `length` bytes to `address` may take it without the FIB being asked. There is no generation 0.
     #[inline(always)]
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
-    pub const fn carries(&self, length: u16, generation: u32) -> bool {
-        self.generation == generation && self.check == generation as u16 && length <= self.mtu
+    pub const fn carries(&self, address: Addr, length: u16, generation: u32) -> bool {
+        self.generation == generation && self.check == self.mark(address) && length <= self.mtu
+    }
+
+    /// Tells what was written by one CPU for one address from what two have written, or one for two.
+    #[inline(always)]
+    #[must_use]
+    pub const fn mark(&self, address: Addr) -> u16 {
+        // Multiplicative hashing, by odd numbers without a pattern.
+        let [d0, d1, d2, d3, d4, d5] = self.destination;
+        let [s0, s1, s2, s3, s4, s5] = self.source;
+        let [m0, m1] = self.mtu.to_ne_bytes();
+        let destination = u64::from_ne_bytes([d0, d1, d2, d3, d4, d5, 0, 0]);
+        let source = u64::from_ne_bytes([s0, s1, s2, s3, s4, s5, m0, m1]);
+        let way = (self.generation as u64) << 32 | self.ifindex as u64;
+        let sum = destination
+            .wrapping_add(u32::from_ne_bytes(address) as u64)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .wrapping_add(source.wrapping_mul(0xc2b2_ae3d_27d4_eb4f))
+            .wrapping_add(way.wrapping_mul(0x1656_67b1_9e37_79f9));
+        (sum >> 48) as u16
     }
 }
 
@@ -151,3 +169,48 @@ const _: () = {
     assert!(size_of::<InboundEntry>() == 32 && size_of::<NextHop>() == 32);
     assert!(size_of::<Seat>() == 16 && size_of::<Routing>() == 16);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ADDRESS: Addr = [10, 0, 0, 10];
+
+    fn marked(adjacency: Adjacency) -> Adjacency {
+        Adjacency { check: adjacency.mark(ADDRESS), ..adjacency }
+    }
+
+    #[test]
+    fn what_two_have_written_carries_nothing() {
+        let adjacency = Adjacency {
+            generation: 7,
+            ifindex: 3,
+            destination: [2, 0, 0, 0, 0, 1],
+            check: 0,
+            source: [2, 0, 0, 0, 0, 2],
+            mtu: 1500,
+        };
+        let one = marked(adjacency);
+        let other = marked(Adjacency { ifindex: 4, destination: [2, 0, 0, 0, 0, 3], mtu: 1400, ..adjacency });
+        assert!(one.carries(ADDRESS, 1500, 7) && other.carries(ADDRESS, 1400, 7));
+        assert!(
+            !one.carries(ADDRESS, 1501, 7)
+                && !one.carries(ADDRESS, 1500, 8)
+                && !one.carries([10, 0, 0, 11], 9, 7)
+        );
+        let bytes = |adjacency: Adjacency| bytemuck::cast::<_, [u32; 6]>(adjacency);
+        for written in 1..63u8 {
+            let mixed: [u32; 6] =
+                core::array::from_fn(
+                    |at| if written & 1 << at == 0 { bytes(one)[at] } else { bytes(other)[at] },
+                );
+            let mixed: Adjacency = bytemuck::cast(mixed);
+            assert!(
+                mixed == one || mixed == other || !mixed.carries(ADDRESS, 100, 7),
+                "{written:b}: {mixed:?}"
+            );
+        }
+        // Another generation's source and MTU.
+        assert!(!Adjacency { mtu: 9000, ..one }.carries(ADDRESS, 100, 7));
+    }
+}

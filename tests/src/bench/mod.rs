@@ -3,6 +3,7 @@
 //! All devices stand side by side and are sent packets by turns of some milliseconds, since a machine's speed drifts. Ratios are
 //! taken within a round. Generator, device and sink share one CPU, so that their costs add up without queues between them.
 
+mod cores;
 mod device;
 mod line;
 mod report;
@@ -51,6 +52,8 @@ pub fn run(options: &Options) -> Result<()> {
             report.rows.extend(measure(&mut devices, direction, *count, rounds)?);
         }
     }
+    println!("bench: counters on one CPU and on two");
+    report.costs = cores::measure()?;
     report.print();
     report.write(&options.output)
 }

@@ -8,6 +8,8 @@ use anyhow::{Context as _, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 
+use super::cores::Cost;
+
 /// A device, a direction and a number of EIPs.
 #[derive(Debug)]
 pub(super) struct Row {
@@ -41,11 +43,13 @@ impl Row {
 pub(super) struct Report {
     quick: bool,
     pub(super) rows: Vec<Row>,
+    /// What counting costs.
+    pub(super) costs: Vec<Cost>,
 }
 
 impl Report {
     pub(super) const fn new(quick: bool) -> Self {
-        Self { quick, rows: Vec::new() }
+        Self { quick, rows: Vec::new(), costs: Vec::new() }
     }
 
     pub(super) fn print(&self) {
@@ -68,6 +72,17 @@ impl Report {
             if let Some(column) = table.column_mut(column) {
                 column.set_cell_alignment(CellAlignment::Right);
             }
+        }
+        println!("{table}");
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING);
+        table.set_header(["COUNTERS", "ONE CPU, NS", "TWO CPUS, NS"]);
+        for cost in &self.costs {
+            table.add_row([
+                cost.name.to_owned(),
+                format!("{:.1}", cost.alone),
+                format!("{:.1}", cost.together),
+            ]);
         }
         println!("{table}");
     }
@@ -98,9 +113,13 @@ impl Report {
                 "added_ns": row.added(), "rounds": row.rates.len(),
             })
         });
+        let costs = self.costs.iter().map(
+            |cost| json!({ "counters": cost.name, "one_cpu_ns": cost.alone, "two_cpus_ns": cost.together }),
+        );
         Ok(json!({
             "machine": cpu, "cpus": cpus, "kernel": kernel.trim(),
             "date": humantime(), "quick": self.quick, "rows": rows.collect::<Vec<_>>(),
+            "counters": costs.collect::<Vec<_>>(),
         }))
     }
 
@@ -138,7 +157,7 @@ fn humantime() -> String {
 }
 
 /// A quantile of some values; not a number if there are none.
-fn quantile(values: &[f64], quantile: f64) -> f64 {
+pub(super) fn quantile(values: &[f64], quantile: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     #[expect(

@@ -6,6 +6,9 @@ use bytemuck::{Pod, Zeroable};
 /// Length of a generated frame, in bytes: the shortest of Ethernet, with its checksum.
 pub const FRAME_LEN: usize = 60;
 
+/// How often the programs that only count do so in a run.
+pub const COUNTS: u32 = 64;
+
 /// What the generator makes: UDP datagrams, of which addresses and source port vary.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]

@@ -1,6 +1,7 @@
 //! BPF programs that tests and benchmarks measure by.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 #![expect(unsafe_code, reason = "packet memory and BPF maps are raw pointers")]
 #![expect(clippy::needless_pass_by_value, reason = "the entry point's signature is aya's")]
 #![expect(
@@ -9,14 +10,16 @@
     reason = "checksums are folded, and sizes of structures are small"
 )]
 
+use core::arch::asm;
+
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT};
-use aya_ebpf::helpers::{bpf_fib_lookup, bpf_redirect};
-use aya_ebpf::macros::{map, xdp};
+use aya_ebpf::bindings::{TC_ACT_OK, bpf_fib_lookup as FibLookup};
+use aya_ebpf::helpers::{bpf_fib_lookup, bpf_get_smp_processor_id, bpf_redirect};
+use aya_ebpf::macros::{classifier, map, xdp};
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
-use aya_ebpf::programs::XdpContext;
-use yardsticks::{Binding, FRAME_LEN, Plan};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use yardsticks::{Binding, COUNTS, FRAME_LEN, Plan};
 
 #[map]
 static PLAN: Array<Plan> = Array::with_max_entries(1, 0);
@@ -149,6 +152,69 @@ fn nat(ctx: XdpContext) -> u32 {
         }
     }
     by(fib.ifindex)
+}
+
+/// Bytes and packets of one EIP: a lane for each CPU.
+#[map]
+static OWN: Array<[u64; 8]> = Array::with_max_entries(MAX_CPUS, 0);
+
+/// The same, for all CPUs.
+#[map]
+static SHARED: Array<[u64; 8]> = Array::with_max_entries(1, 0);
+
+/// Most CPUs that there are lanes for.
+const MAX_CPUS: u32 = 1024;
+
+/// Counts nothing: what a run costs by itself.
+#[classifier]
+fn count_none(_: TcContext) -> i32 {
+    TC_ACT_OK
+}
+
+/// Counts packets as eipnat does.
+#[classifier]
+fn count_own(_: TcContext) -> i32 {
+    for _ in 0..COUNTS {
+        // SAFETY: it only reads a number of the CPU.
+        let cpu = unsafe { bpf_get_smp_processor_id() };
+        let Some(meter) = OWN.get_ptr_mut(cpu) else { return TC_ACT_OK };
+        // SAFETY: this CPU's element; each is written as often as there are packets.
+        unsafe {
+            let (bytes, packets) = (&raw mut (*meter)[0], &raw mut (*meter)[1]);
+            bytes.write_volatile(bytes.read_volatile() + 46);
+            packets.write_volatile(packets.read_volatile() + 1);
+        }
+    }
+    TC_ACT_OK
+}
+
+/// Counts packets where all CPUs share the numbers.
+#[classifier]
+fn count_shared(_: TcContext) -> i32 {
+    for _ in 0..COUNTS {
+        let Some(meter) = SHARED.get_ptr_mut(0) else { return TC_ACT_OK };
+        // SAFETY: the element stays, and is changed by atomic instructions alone.
+        unsafe {
+            add(&raw mut (*meter)[0], 46);
+            add(&raw mut (*meter)[1], 1);
+        }
+    }
+    TC_ACT_OK
+}
+
+/// # Safety
+/// The place must be a map's, at a multiple of eight bytes.
+#[inline(always)]
+unsafe fn add(place: *mut u64, value: u64) {
+    // SAFETY: the caller's. core has no atomic function on this target.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({place} + 0) += {value}",
+            place = in(reg) place,
+            value = in(reg) value,
+            options(nostack, preserves_flags),
+        );
+    }
 }
 
 #[inline(always)]

@@ -14,6 +14,7 @@ use anyhow::{Context as _, bail};
 use aya::Ebpf;
 use aya::maps::Map;
 use ipnet::Ipv4Net;
+use log::debug;
 use nat_common::abi::express::{
     ENTRIES, InboundEntry, PAGES, Place, SEATS, SPECIAL, SPECIAL_PAGE, Seat, UNBOUND_BLOCK, UNBOUND_PAGE,
 };
@@ -92,6 +93,9 @@ impl Blocks {
     fn get_or_make(&mut self, third: u32, entry: impl Fn(Ipv4Addr) -> u64) -> &mut Block {
         if !self.of.contains_key(&third) {
             let number = self.free.pop_first().unwrap_or(SPECIAL);
+            if number == SPECIAL {
+                debug!("there is no room for {} in the express lane", network(third));
+            }
             for address in addresses(third) {
                 self.write(number, address, entry(address));
             }
@@ -136,6 +140,9 @@ pub(super) struct Express {
     outbound: Blocks,
     /// Pages by the upper half of their addresses.
     page_of: BTreeMap<u16, u32>,
+    free_pages: BTreeSet<u32>,
+    /// Those that packets under way may still look at.
+    leaving_pages: Vec<u32>,
     kinds: Kinds,
 }
 
@@ -155,10 +162,10 @@ impl Express {
             inbound: open(map::INBOUND_BLOCKS)?,
             outbound: open(map::OUTBOUND_BLOCKS)?,
         };
-        Ok(Self::new(arrays, blocks(capacity), kinds))
+        Ok(Self::new(arrays, blocks(capacity), PAGES, kinds))
     }
 
-    fn new(arrays: Arrays, count: u32, kinds: Kinds) -> Self {
+    fn new(arrays: Arrays, count: u32, pages: u32, kinds: Kinds) -> Self {
         let mut express = Self {
             directory: arrays.directory,
             pages: arrays.pages,
@@ -166,6 +173,8 @@ impl Express {
             inbound: Blocks::new::<InboundEntry>(arrays.inbound, UNBOUND_BLOCK + 1..count),
             outbound: Blocks::new::<Outbound>(arrays.outbound, 1..count),
             page_of: BTreeMap::new(),
+            free_pages: (FIRST_PAGE..pages).collect(),
+            leaving_pages: Vec::new(),
             kinds,
         };
         for address in addresses(0) {
@@ -175,7 +184,7 @@ impl Express {
         express.write_places(UNBOUND_PAGE, |_| Place { inbound: UNBOUND_BLOCK, outbound: 0 });
         for upper in 0..=u16::MAX {
             let page = express.page(upper);
-            if (FIRST_PAGE..PAGES).contains(&page) {
+            if express.free_pages.remove(&page) {
                 express.page_of.insert(upper, page);
                 for third in thirds(upper) {
                     let place = express.pages.read(place_at(page, third));
@@ -211,16 +220,13 @@ impl Express {
                 }
             }
         }
-        for upper in mixed {
-            self.make_page(upper);
-        }
         self.write_pages();
     }
 
     /// Makes them say what addresses are.
-    pub(super) fn set_kinds(&mut self, kinds: Kinds) {
-        if self.kinds != kinds {
-            self.kinds = kinds;
+    pub(super) fn set_kinds(&mut self, kinds: &Kinds) {
+        if self.kinds != *kinds {
+            self.kinds = kinds.clone();
             self.settle();
         }
     }
@@ -266,14 +272,18 @@ impl Express {
         for blocks in [&mut self.inbound, &mut self.outbound] {
             blocks.free.extend(blocks.leaving.drain(..));
         }
+        self.free_pages.extend(self.leaving_pages.drain(..));
     }
 
     /// Makes an interface known, unless another one sits in its place.
     pub(super) fn seat(&mut self, ifindex: u32, port: &abi::Port) {
         let at = seat_at(ifindex);
         let sitting: Seat = bytemuck::cast([self.seats.read(at), self.seats.read(at + 1)]);
-        // The pipeline knows tenants.
-        if port.tenant != 0 || ![0, ifindex].contains(&sitting.ifindex) {
+        // The pipeline knows tenants. Where the program does not run, no packet comes from.
+        if port.tenant != 0 || port.role == 0 {
+            return self.unseat(ifindex);
+        }
+        if ![0, ifindex].contains(&sitting.ifindex) {
             return;
         }
         let seat = Seat { ifindex, mac: port.mac, role: port.role, ..Seat::default() };
@@ -295,12 +305,19 @@ impl Express {
     }
 
     /// Writes all pages, and where they are found.
-    fn write_pages(&self) {
-        for upper in 0..=u16::MAX {
-            match self.page_of.get(&upper) {
-                Some(page) => self.write_places(*page, |at| self.place(u32::from(upper) << 8 | at)),
-                None => self.set_page(upper, self.shared_page(upper).unwrap_or(SPECIAL_PAGE)),
+    fn write_pages(&mut self) {
+        let blocks = self.inbound.of.keys().chain(self.outbound.of.keys());
+        let mut own: BTreeSet<u16> = blocks.map(|third| upper(*third)).collect();
+        let known = self.kinds.uppers();
+        own.extend(known.iter().filter(|upper| self.is_mixed(**upper)));
+        let pointed = (0..=u16::MAX).filter(|upper| self.page(*upper) != 0);
+        for upper in known.into_iter().chain(pointed).chain(own.iter().copied()).collect::<BTreeSet<_>>() {
+            if own.contains(&upper) {
+                self.make_page(upper);
+                continue;
             }
+            self.set_page(upper, self.shared_page(upper).unwrap_or(SPECIAL_PAGE));
+            self.leaving_pages.extend(self.page_of.remove(&upper));
         }
     }
 
@@ -314,16 +331,13 @@ impl Express {
         }
     }
 
-    /// Gives a /16 a page of its own, if there is one left.
+    /// Writes a /16's own page, if there is one left: without, its addresses are the pipeline's to judge.
     fn make_page(&mut self, upper: u16) {
-        if self.page_of.contains_key(&upper) {
-            return;
-        }
-        let page = self.page_of.values().max().map_or(FIRST_PAGE, |last| last + 1);
-        if page >= PAGES {
+        let own = self.page_of.get(&upper).copied();
+        let Some(page) = own.or_else(|| self.free_pages.pop_first()) else {
             self.set_page(upper, SPECIAL_PAGE);
             return;
-        }
+        };
         self.page_of.insert(upper, page);
         self.write_places(page, |at| self.place(u32::from(upper) << 8 | at));
         self.set_page(upper, page);

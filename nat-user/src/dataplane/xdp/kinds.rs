@@ -29,7 +29,18 @@ pub(super) enum Class {
 
 /// What is known of addresses. Of two networks the smaller one counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Kinds(pub(super) BTreeMap<Ipv4Net, AddressKind>);
+pub(super) struct Kinds {
+    of: BTreeMap<Ipv4Net, AddressKind>,
+    /// The lengths of their prefixes, the longest first.
+    lengths: Vec<u8>,
+}
+
+impl From<BTreeMap<Ipv4Net, AddressKind>> for Kinds {
+    fn from(of: BTreeMap<Ipv4Net, AddressKind>) -> Self {
+        let lengths: BTreeSet<u8> = of.keys().map(Ipv4Net::prefix_len).collect();
+        Self { of, lengths: lengths.into_iter().rev().collect() }
+    }
+}
 
 impl Kinds {
     /// Whether an address is no end of any packet on its way.
@@ -37,9 +48,16 @@ impl Kinds {
         MARTIANS.iter().any(|martians| martians.contains(&address))
     }
 
+    /// All networks.
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = (&Ipv4Net, &AddressKind)> {
+        self.of.iter()
+    }
+
     /// What all of a network is.
     pub(super) fn class(&self, network: Ipv4Net) -> Class {
-        if self.0.keys().any(|other| network.contains(other) && *other != network) {
+        // They are sorted by their first addresses, and those with the same by their lengths.
+        let (first, last) = (host(network.network(), 0), host(network.broadcast(), 32));
+        if self.of.range(first..=last).any(|(other, _)| network.contains(other) && *other != network) {
             return Class::Mixed;
         }
         if MARTIANS.iter().any(|martians| martians.contains(&network)) {
@@ -54,8 +72,11 @@ impl Kinds {
 
     /// What the smallest network is that a network is in.
     pub(super) fn smallest(&self, network: Ipv4Net) -> Option<AddressKind> {
-        let around = self.0.iter().filter(|(other, _)| other.contains(&network));
-        around.max_by_key(|(other, _)| other.prefix_len()).map(|(_, kind)| *kind)
+        let lengths = self.lengths.iter().filter(|length| **length <= network.prefix_len());
+        lengths
+            .map(|length| host(network.network(), *length).trunc())
+            .find_map(|net| self.of.get(&net))
+            .copied()
     }
 
     /// Whether an address is in a pool.
@@ -74,6 +95,12 @@ impl Kinds {
             let [first, second, ..] = address.octets();
             u16::from_be_bytes([first, second])
         };
-        self.0.keys().flat_map(|network| upper(network.network())..=upper(network.broadcast())).collect()
+        let known = self.of.keys().chain(&MARTIANS);
+        known.flat_map(|network| upper(network.network())..=upper(network.broadcast())).collect()
     }
+}
+
+/// An address with the length of a prefix, of which there are 33.
+fn host(address: Ipv4Addr, length: u8) -> Ipv4Net {
+    Ipv4Net::new(address, length).unwrap_or_default()
 }

@@ -9,6 +9,7 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::xdp::{DevMapHash, XskMap};
 use aya::maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray};
+use ipnet::Ipv4Net;
 use nat_common::abi::drops::Dropped;
 use nat_common::abi::slowpath::{Bucket, Tally};
 use nat_common::abi::{self, Addr, AddressKind, Inbound, Meter, Node, Outbound, OutboundKey, map};
@@ -60,11 +61,13 @@ pub(super) struct Maps {
 }
 
 impl Maps {
-    /// Takes the maps out of a loaded object. `kinds`: what addresses are.
-    pub(super) fn take(ebpf: &mut Ebpf, capacity: u32, kinds: Kinds) -> anyhow::Result<Self> {
+    /// Takes the maps out of a loaded object. What stands in them goes on to hold.
+    pub(super) fn take(ebpf: &mut Ebpf, capacity: u32) -> anyhow::Result<Self> {
         let meters: Array<MapData, Bytes<Meter>> = take(ebpf, map::METERS)?;
         let carried_meters = take(ebpf, map::CARRIED_METERS)?;
         let carried = carried(&carried_meters).with_context(|| failed(map::CARRIED_METERS))?;
+        let addresses = take(ebpf, map::ADDRESSES)?;
+        let kinds = kinds(&addresses).with_context(|| failed(map::ADDRESSES))?;
         let mut maps = Self {
             inbound: take(ebpf, map::INBOUND)?,
             outbound: take(ebpf, map::OUTBOUND)?,
@@ -73,7 +76,7 @@ impl Maps {
             counters: take(ebpf, map::COUNTERS)?,
             ports: take(ebpf, map::PORTS)?,
             egress: take(ebpf, map::EGRESS)?,
-            addresses: take(ebpf, map::ADDRESSES)?,
+            addresses,
             node: take(ebpf, map::NODE)?,
             drops: Drops::open(take::<Array<MapData, Bytes<Dropped>>>(ebpf, map::DROPS)?.map())
                 .with_context(|| failed(map::DROPS))?,
@@ -120,18 +123,11 @@ impl Maps {
 
     /// Makes the maps say what addresses are, and answers whether they said anything else.
     pub(super) fn set_addresses(&mut self, kinds: &Kinds) -> anyhow::Result<bool> {
-        self.express.set_kinds(kinds.clone());
-        let wanted: BTreeMap<(u32, Addr), u32> = kinds
-            .0
-            .iter()
-            .map(|(cidr, kind)| ((cidr.prefix_len().into(), cidr.network().octets()), *kind as u32))
-            .collect();
-        let standing = self
-            .addresses
-            .iter()
-            .map(|entry| entry.map(|(key, kind)| ((key.prefix_len(), key.data()), kind)))
-            .collect::<Result<BTreeMap<_, _>, _>>()
-            .with_context(|| failed(map::ADDRESSES))?;
+        let lpm = |(cidr, kind): (&Ipv4Net, &AddressKind)| {
+            ((u32::from(cidr.prefix_len()), cidr.network().octets()), *kind as u32)
+        };
+        let wanted: BTreeMap<(u32, Addr), u32> = kinds.iter().map(lpm).collect();
+        let standing = standing(&self.addresses).with_context(|| failed(map::ADDRESSES))?;
         // What is wanted comes first: an address that is reserved or the node's own is in a pool's CIDR as well.
         for (key, kind) in wanted.iter().rev().filter(|(key, kind)| standing.get(key) != Some(kind)) {
             self.addresses
@@ -142,6 +138,7 @@ impl Maps {
             found(self.addresses.remove(&Key::new(*length, *addr)))
                 .with_context(|| failed(map::ADDRESSES))?;
         }
+        self.express.set_kinds(kinds);
         Ok(standing != wanted)
     }
 
@@ -336,6 +333,19 @@ impl Maps {
                 .collect::<anyhow::Result<_>>()?,
         })
     }
+}
+
+/// What stands in the map of addresses, by length and network.
+fn standing(map: &LpmTrie<MapData, Addr, u32>) -> Result<BTreeMap<(u32, Addr), u32>, MapError> {
+    map.iter().map(|entry| entry.map(|(key, kind)| ((key.prefix_len(), key.data()), kind))).collect()
+}
+
+fn kinds(map: &LpmTrie<MapData, Addr, u32>) -> Result<Kinds, MapError> {
+    let kind = |((length, addr), kind): ((u32, Addr), u32)| {
+        let cidr = Ipv4Net::new(addr.into(), u8::try_from(length).ok()?).ok()?;
+        Some((cidr, AddressKind::from_number(kind)))
+    };
+    Ok(standing(map)?.into_iter().filter_map(kind).collect::<BTreeMap<_, _>>().into())
 }
 
 fn carried(map: &HashMap<MapData, u32, Bytes<Meter>>) -> Result<BTreeMap<u32, Meter>, MapError> {

@@ -102,6 +102,8 @@ pub struct XdpDataplane {
     is_to_announce: bool,
     /// None before [`Dataplane::activate`], and where changes cannot be followed.
     routes: Option<Routes>,
+    /// Why, as it was told last.
+    routes_trouble: Option<String>,
     /// The program that asks the FIB; loaded when it is needed.
     fib: Option<Fib>,
     /// Keeps every other daemon off the pins.
@@ -181,8 +183,7 @@ impl XdpDataplane {
             error
         };
         let mut ebpf = object::load(config, &generation.dir).map_err(undo)?;
-        let kinds = kinds(config, pools, node.public_ip, interfaces);
-        let mut maps = Maps::take(&mut ebpf, config.max_bindings, kinds.clone()).map_err(undo)?;
+        let mut maps = Maps::take(&mut ebpf, config.max_bindings).map_err(undo)?;
         let map_pins = MapPins::open(&generation.dir).map_err(undo)?;
         let logger = object::logger(&mut ebpf);
         let tracer = Some(XdpTracer::take(&mut ebpf).map_err(undo)?);
@@ -193,7 +194,7 @@ impl XdpDataplane {
                     generation.dir.display()
                 );
             }
-            maps.set_addresses(&kinds).map_err(undo)?;
+            maps.set_addresses(&kinds(config, pools, node.public_ip, interfaces)).map_err(undo)?;
             // From here on another start can take these maps over, and unload can undo what follows.
             maps.set_node(node).map_err(undo)?;
         }
@@ -218,6 +219,7 @@ impl XdpDataplane {
             arrived: BTreeSet::new(),
             is_to_announce: false,
             routes: None,
+            routes_trouble: None,
             fib: None,
             lock,
         })
@@ -260,13 +262,17 @@ impl XdpDataplane {
 
     /// Has changes of routes followed, for the program to remember next hops.
     fn settle_routes(&mut self) {
-        if self.is_active && !self.routes.as_ref().is_some_and(Routes::is_alive) {
-            // One that has ended goes first.
-            self.routes = None;
-            self.routes = Routes::start(&self.generation)
-                .inspect_err(|error| warn!("the FIB is asked for each packet: {error:#}"))
-                .ok();
+        if !self.is_active || self.routes.as_ref().is_some_and(Routes::is_alive) {
+            return;
         }
+        // What it died of, and else whether it can be started.
+        let ended = self.routes.take().map_or(Ok(()), Routes::end);
+        let started = ended.and_then(|()| Routes::start(&self.generation));
+        let trouble = started.as_ref().err().map(|error| format!("{error:#}"));
+        if let Some(trouble) = trouble.as_ref().filter(|_| trouble != self.routes_trouble) {
+            warn!("changes of routes cannot be followed, so the FIB is asked for each packet: {trouble}");
+        }
+        (self.routes, self.routes_trouble) = (started.ok(), trouble);
     }
 
     fn settle_pins(&mut self) -> anyhow::Result<Option<String>> {
@@ -349,7 +355,7 @@ fn kinds(
     interfaces: &[Interface],
 ) -> Kinds {
     let public_ip = Some(public_ip.into()).filter(|address: &Ipv4Addr| !address.is_unspecified());
-    Kinds(addresses::kinds(&config.uplinks, &config.downlinks, pools, public_ip, interfaces))
+    addresses::kinds(&config.uplinks, &config.downlinks, pools, public_ip, interfaces).into()
 }
 
 /// Something that nobody can guess, and that is not drawn twice.

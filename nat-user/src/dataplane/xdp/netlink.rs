@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use log::debug;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkDeserializable,
@@ -20,8 +20,24 @@ where
 {
     for _ in 0..ATTEMPTS {
         // Something may be missing in one that was interrupted.
-        if let (list, false) = ask(protocol, request.clone(), NLM_F_REQUEST | NLM_F_DUMP)? {
-            return Ok(list);
+        let answer = ask(protocol, request.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
+        if !answer.interrupted {
+            return Ok(answer.messages);
+        }
+    }
+    bail!("the list changes faster than the kernel can tell it")
+}
+
+/// [`dump`], which fails if anything is not understood.
+pub(super) fn dump_all<T>(protocol: isize, request: &T) -> anyhow::Result<Vec<T>>
+where
+    T: NetlinkSerializable + NetlinkDeserializable + fmt::Debug + Clone + Into<NetlinkPayload<T>>,
+{
+    for _ in 0..ATTEMPTS {
+        let answer = ask(protocol, request.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
+        if !answer.interrupted {
+            ensure!(answer.unknown == 0, "{} messages cannot be understood", answer.unknown);
+            return Ok(answer.messages);
         }
     }
     bail!("the list changes faster than the kernel can tell it")
@@ -32,11 +48,19 @@ pub(super) fn call<T>(protocol: isize, request: T) -> anyhow::Result<Vec<T>>
 where
     T: NetlinkSerializable + NetlinkDeserializable + fmt::Debug + Into<NetlinkPayload<T>>,
 {
-    Ok(ask(protocol, request, NLM_F_REQUEST | NLM_F_ACK)?.0)
+    Ok(ask(protocol, request, NLM_F_REQUEST | NLM_F_ACK)?.messages)
 }
 
-/// The answers, and whether the kernel was interrupted in telling them.
-fn ask<T>(protocol: isize, request: T, flags: u16) -> anyhow::Result<(Vec<T>, bool)>
+/// What the kernel answers.
+struct Answer<T> {
+    messages: Vec<T>,
+    /// Whether it was interrupted in telling it.
+    interrupted: bool,
+    /// Messages that are not understood.
+    unknown: u32,
+}
+
+fn ask<T>(protocol: isize, request: T, flags: u16) -> anyhow::Result<Answer<T>>
 where
     T: NetlinkSerializable + NetlinkDeserializable + fmt::Debug + Into<NetlinkPayload<T>>,
 {
@@ -50,24 +74,25 @@ where
     message.serialize(&mut bytes);
     socket.send(&bytes, 0)?;
 
-    let (mut answers, mut interrupted) = (Vec::new(), false);
+    let mut answer = Answer { messages: Vec::new(), interrupted: false, unknown: 0 };
     loop {
         let (datagram, _) = socket.recv_from_full()?;
         let mut rest = datagram.as_slice();
         while !rest.is_empty() {
             let header = NetlinkBuffer::new_checked(rest)?;
             let length = header.length() as usize;
-            interrupted |= header.flags() & NLM_F_DUMP_INTR != 0;
+            answer.interrupted |= header.flags() & NLM_F_DUMP_INTR != 0;
             match NetlinkMessage::<T>::deserialize(rest).map(|message| message.payload) {
-                Ok(NetlinkPayload::InnerMessage(inner)) => answers.push(inner),
-                Ok(NetlinkPayload::Done(_)) => return Ok((answers, interrupted)),
-                Ok(NetlinkPayload::Error(error)) if error.code.is_none() => {
-                    return Ok((answers, interrupted));
-                }
+                Ok(NetlinkPayload::InnerMessage(inner)) => answer.messages.push(inner),
+                Ok(NetlinkPayload::Done(_)) => return Ok(answer),
+                Ok(NetlinkPayload::Error(error)) if error.code.is_none() => return Ok(answer),
                 Ok(NetlinkPayload::Error(error)) => bail!(error.to_io()),
                 Ok(_) => {}
                 // What only a newer kernel knows is none of ours.
-                Err(error) => debug!("a netlink message that cannot be understood: {error}"),
+                Err(error) => {
+                    debug!("a netlink message that cannot be understood: {error}");
+                    answer.unknown += 1;
+                }
             }
             // Messages begin at multiples of four bytes.
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();

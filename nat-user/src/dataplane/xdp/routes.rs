@@ -1,7 +1,8 @@
 //! Watches for changes of routes and neighbours, so that the program may remember next hops.
 //!
 //! Whatever changes makes what is remembered void, by another [`Routing::generation`]. And it holds for less than a second unless
-//! this goes on prolonging it: without a daemon, or with one that hangs, the program asks the FIB for each packet.
+//! this goes on prolonging it: without a daemon, or with one that hangs, the program asks the FIB for each packet. What the kernel
+//! tells nobody of, such as a path MTU that it has learned for itself, counts within a minute: then it is another generation anyway.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, PipeReader, PipeWriter};
@@ -9,11 +10,11 @@ use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::thread::{Builder, JoinHandle, sleep};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use aya::maps::MapData;
-use log::{debug, info, warn};
+use log::{debug, info};
 use nat_common::abi::express::Routing;
 use nat_common::abi::map;
 use netlink_packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload};
@@ -37,6 +38,9 @@ const LEASE: Duration = Duration::from_millis(750);
 /// How often that is prolonged.
 const RENEWAL: Duration = Duration::from_millis(200);
 
+/// How long a generation lasts if nothing changes.
+const LIFE: Duration = Duration::from_mins(1);
+
 /// How long changes are waited for that come together: a routing daemon may make thousands.
 const GATHERING: Duration = Duration::from_millis(5);
 
@@ -46,7 +50,7 @@ const GROUPS: [u32; 7] = [1, 3, 5, 7, 8, 24, 32];
 /// The thread that watches.
 #[derive(Debug)]
 pub(super) struct Routes {
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Result<()>>>,
     /// The thread ends when this is closed.
     stop: Option<PipeWriter>,
 }
@@ -60,10 +64,9 @@ impl Routes {
         let (stopped, stop) = io::pipe()?;
         let mut watcher = Watcher::new(routing)?;
         let thread = Builder::new().name("routes".to_owned()).spawn(move || {
-            if let Err(error) = watcher.run(&stopped) {
-                warn!("changes of routes cannot be followed, so the FIB is asked for each packet: {error:#}");
-            }
-            watcher.end();
+            let ended = watcher.run(&stopped);
+            watcher.lapse();
+            ended
         })?;
         Ok(Self { thread: Some(thread), stop: Some(stop) })
     }
@@ -72,14 +75,23 @@ impl Routes {
     pub(super) fn is_alive(&self) -> bool {
         self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
+
+    /// Ends it, and answers what it has died of if it had.
+    pub(super) fn end(mut self) -> Result<()> {
+        self.join()
+    }
+
+    fn join(&mut self) -> Result<()> {
+        drop(self.stop.take());
+        let ended = self.thread.take().map(JoinHandle::join);
+        ended.unwrap_or(Ok(Ok(()))).unwrap_or_else(|_| Err(anyhow!("it has panicked")))
+    }
 }
 
 impl Drop for Routes {
     fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            // It has told what it died of.
-            let _ = thread.join();
+        if let Err(error) = self.join() {
+            debug!("following routes: {error:#}");
         }
     }
 }
@@ -91,8 +103,14 @@ struct Watcher {
     socket: Socket,
     routing: Numbers,
     generation: u32,
+    /// When the next generation begins.
+    next: Instant,
+    /// Until when the present one holds.
+    until: Duration,
     /// Whether next hops depend on nothing but the destination.
-    is_plain: Option<bool>,
+    is_plain: bool,
+    /// Whether it has been told otherwise.
+    is_told: bool,
     /// The MAC addresses of those that are known.
     neighbours: HashMap<Neighbour, Vec<u8>>,
 }
@@ -107,13 +125,22 @@ impl Watcher {
         socket.set_non_blocking(true)?;
         // None is ever used again: not those of a daemon before this one.
         let generation = bytemuck::cast::<_, Routing>([routing.read(0), routing.read(1)]).generation;
-        Ok(Self { socket, routing, generation, is_plain: None, neighbours: HashMap::new() })
+        Ok(Self {
+            socket,
+            routing,
+            generation,
+            next: Instant::now(),
+            until: Duration::ZERO,
+            is_plain: false,
+            is_told: false,
+            neighbours: HashMap::new(),
+        })
     }
 
     fn run(&mut self, stopped: &PipeReader) -> Result<()> {
         self.look_anew()?;
         loop {
-            self.renew();
+            self.renew()?;
             let mut fds = [
                 PollFd::new(&self.socket, PollFlags::IN),
                 PollFd::from_borrowed_fd(stopped.as_fd(), PollFlags::IN),
@@ -130,26 +157,37 @@ impl Watcher {
             if !changes.is_empty() && self.take_in()? {
                 self.advance();
                 sleep(GATHERING);
+                // The kernel tells of some changes before it makes them: the FIB may have been asked in between.
+                self.advance();
+                self.next = Instant::now() + RENEWAL;
             }
         }
     }
 
-    /// Nothing that is remembered holds any more.
-    fn end(&self) {
+    /// Nothing that is remembered holds.
+    fn lapse(&mut self) {
+        self.until = Duration::ZERO;
         self.routing.write(1, 0);
     }
 
-    /// What is remembered holds for some time from now on, during which changes come to be known.
-    fn renew(&self) {
-        if self.is_plain == Some(true) {
-            let until = Duration::try_from(clock_gettime(ClockId::Monotonic)).unwrap_or_default() + LEASE;
-            self.routing.write(1, u64::try_from(until.as_nanos()).unwrap_or(0));
-        } else {
-            self.end();
+    /// What is remembered holds for some time from now on, during which changes come to be known. It began to before: whatever was
+    /// not taken in meanwhile, nothing older is to hold again.
+    fn renew(&mut self) -> Result<()> {
+        if !self.is_plain {
+            self.lapse();
+            return Ok(());
         }
+        let now = Duration::try_from(clock_gettime(ClockId::Monotonic)).context("the clock is wrong")?;
+        if now >= self.until || Instant::now() >= self.next {
+            self.advance();
+        }
+        self.until = now + LEASE;
+        self.routing.write(1, u64::try_from(self.until.as_nanos())?);
+        Ok(())
     }
 
     fn advance(&mut self) {
+        self.next = Instant::now() + LIFE;
         self.generation = self.generation.wrapping_add(1).max(1);
         let routing = Routing { generation: self.generation, ..Routing::default() };
         self.routing.write(0, bytemuck::cast::<_, [u64; 2]>(routing)[0]);
@@ -157,43 +195,45 @@ impl Watcher {
 
     /// Takes in what has been told, and answers whether it makes anything void.
     fn take_in(&mut self) -> Result<bool> {
-        let (mut is_change, mut has_rules) = (false, false);
+        let mut told = Told::default();
         loop {
-            let datagram = match self.socket.recv_from_full() {
-                Ok((datagram, _)) => datagram,
+            match self.socket.recv_from_full() {
+                Ok((datagram, _)) => self.read(&datagram, &mut told),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                // Something was left out.
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                    self.look_anew()?;
-                    continue;
-                }
+                // Something was left out; what waits is older than what is asked for then.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => told.is_incomplete = true,
                 Err(error) => return Err(error).context("rtnetlink"),
-            };
-            let mut rest = datagram.as_slice();
-            while let Ok(header) = NetlinkBuffer::new_checked(rest) {
-                let length = header.length() as usize;
-                match NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map(|message| message.payload)
-                {
-                    Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(neighbour))) => {
-                        is_change |= self.neighbour(&neighbour, false);
-                    }
-                    Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(neighbour))) => {
-                        is_change |= self.neighbour(&neighbour, true);
-                    }
-                    Ok(NetlinkPayload::InnerMessage(
-                        RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_),
-                    )) => has_rules = true,
-                    // What cannot be understood may be anything.
-                    _ => is_change = true,
-                }
-                // Messages begin at multiples of four bytes.
-                rest = rest.get(length.max(1).next_multiple_of(4)..).unwrap_or_default();
             }
         }
-        if has_rules {
-            self.look_at_rules()?;
+        if told.is_incomplete {
+            self.look_anew()?;
+        } else if told.has_rules {
+            self.look_at_rules();
         }
-        Ok(is_change || has_rules)
+        Ok(told.is_change || told.has_rules || told.is_incomplete)
+    }
+
+    fn read(&mut self, datagram: &[u8], told: &mut Told) {
+        let mut rest = datagram;
+        while let Ok(header) = NetlinkBuffer::new_checked(rest) {
+            let length = header.length() as usize;
+            match NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map(|message| message.payload) {
+                Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(neighbour))) => {
+                    told.is_change |= self.neighbour(&neighbour, false);
+                }
+                Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(neighbour))) => {
+                    told.is_change |= self.neighbour(&neighbour, true);
+                }
+                Ok(NetlinkPayload::InnerMessage(
+                    RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_),
+                )) => told.has_rules = true,
+                // What cannot be understood may be anything.
+                _ => told.is_change = true,
+            }
+            // Messages begin at multiples of four bytes.
+            rest = rest.get(length.max(1).next_multiple_of(4)..).unwrap_or_default();
+        }
+        told.is_change |= !rest.is_empty();
     }
 
     /// Notes what is known of a neighbour, and answers whether anything else may be remembered of it.
@@ -236,30 +276,37 @@ impl Watcher {
                 self.neighbour(&neighbour, false);
             }
         }
-        self.look_at_rules()?;
+        self.look_at_rules();
         self.advance();
         Ok(())
     }
 
-    fn look_at_rules(&mut self) -> Result<()> {
+    fn look_at_rules(&mut self) {
         let mut request = RuleMessage::default();
         request.header.family = AddressFamily::Inet;
-        let rules = netlink::dump(NETLINK_ROUTE, &RouteNetlinkMessage::GetRule(request))
-            .context("cannot ask for the rules of routing")?;
-        let is_plain = rules.iter().all(|message| match message {
-            RouteNetlinkMessage::NewRule(rule) => is_plain(rule),
-            _ => true,
+        let rules = netlink::dump_all(NETLINK_ROUTE, &RouteNetlinkMessage::GetRule(request));
+        // One that is not understood is not one of the plain ones.
+        self.is_plain = rules.is_ok_and(|rules| {
+            rules.iter().all(|message| match message {
+                RouteNetlinkMessage::NewRule(rule) => is_plain(rule),
+                _ => true,
+            })
         });
-        if self.is_plain != Some(is_plain) {
-            if is_plain {
-                debug!("next hops are remembered by their destinations");
-            } else {
-                info!("there are rules of routing (ip rule), so the FIB is asked for each packet");
-            }
+        if !self.is_plain && !self.is_told {
+            info!("there are rules of routing (ip rule), so the FIB is asked for each packet");
         }
-        self.is_plain = Some(is_plain);
-        Ok(())
+        self.is_told = !self.is_plain;
     }
+}
+
+/// What has been told.
+#[derive(Debug, Default)]
+struct Told {
+    /// Something that makes void what is remembered.
+    is_change: bool,
+    has_rules: bool,
+    /// Not everything.
+    is_incomplete: bool,
 }
 
 /// The tables default, main and local. kernel: `enum rt_class_t`.

@@ -78,7 +78,8 @@ fn kinds() -> impl Strategy<Value = Kinds> {
         one("10.0.1.1/32", AddressKind::Own),
     ];
     all.to_vec().prop_map(|all| {
-        Kinds(all.into_iter().filter(|(.., is_there)| *is_there).map(|(net, kind, _)| (net, kind)).collect())
+        let there = all.into_iter().filter(|(.., is_there)| *is_there).map(|(net, kind, _)| (net, kind));
+        there.collect::<BTreeMap<_, _>>().into()
     })
 }
 
@@ -114,6 +115,7 @@ fn change() -> impl Strategy<Value = Change> {
 struct World {
     express: Express,
     count: u32,
+    pages: u32,
     bindings: BTreeMap<Ipv4Addr, Binding>,
 }
 
@@ -141,13 +143,13 @@ impl World {
                 self.express.remove(Half::Outbound(binding));
                 self.express.quiesced();
             }
-            Change::Kinds(kinds) => self.express.set_kinds(kinds.clone()),
+            Change::Kinds(kinds) => self.express.set_kinds(kinds),
             Change::Restart => self.restart(),
         }
     }
 
     fn restart(&mut self) {
-        let empty = Express::new(arrays(2), 2, Kinds::default());
+        let empty = Express::new(arrays(2), 2, PAGES, Kinds::default());
         let old = std::mem::replace(&mut self.express, empty);
         let kinds = old.kinds.clone();
         let arrays = Arrays {
@@ -157,7 +159,7 @@ impl World {
             inbound: old.inbound.memory,
             outbound: old.outbound.memory,
         };
-        self.express = Express::new(arrays, self.count, kinds);
+        self.express = Express::new(arrays, self.count, self.pages, kinds);
         for binding in self.bindings.values() {
             self.express.insert(Half::Inbound(*binding));
             self.express.insert(Half::Outbound(*binding));
@@ -195,10 +197,10 @@ impl World {
     }
 }
 
-fn run(count: u32, kinds: Kinds, changes: &[Change]) {
-    let mut express = Express::new(arrays(count), count, kinds);
+fn run(count: u32, pages: u32, kinds: Kinds, changes: &[Change]) {
+    let mut express = Express::new(arrays(count), count, pages, kinds);
     express.settle();
-    let mut world = World { express, count, bindings: BTreeMap::new() };
+    let mut world = World { express, count, pages, bindings: BTreeMap::new() };
     let mut seen: BTreeSet<Ipv4Addr> =
         ["198.51.100.2", "198.51.100.3", "127.0.0.1", "127.0.0.9", "224.0.0.1", "8.8.8.8", "10.200.0.1"]
             .map(|text| text.parse().unwrap())
@@ -211,7 +213,7 @@ fn run(count: u32, kinds: Kinds, changes: &[Change]) {
         world.change(change);
         for address in &seen {
             // Each pool and network needs a few blocks, and each binding two at most.
-            world.check(*address, count > 64);
+            world.check(*address, count > 64 && pages == PAGES);
         }
     }
 }
@@ -221,18 +223,23 @@ proptest! {
 
     #[test]
     fn they_say_what_the_maps_say(kinds in kinds(), changes in prop::collection::vec(change(), 1..40)) {
-        run(80, kinds, &changes);
+        run(80, PAGES, kinds, &changes);
     }
 
     #[test]
     fn what_finds_no_room_is_left_to_the_pipeline(kinds in kinds(), changes in prop::collection::vec(change(), 1..40)) {
-        run(4, kinds, &changes);
+        run(4, PAGES, kinds, &changes);
+    }
+
+    #[test]
+    fn what_finds_no_page_is_left_to_the_pipeline(kinds in kinds(), changes in prop::collection::vec(change(), 1..40)) {
+        run(80, FIRST_PAGE + 1, kinds, &changes);
     }
 }
 
 #[test]
 fn a_seat_is_the_first_ones_until_it_goes() {
-    let mut express = Express::new(arrays(2), 2, Kinds::default());
+    let mut express = Express::new(arrays(2), 2, PAGES, Kinds::default());
     let port = |last| abi::Port { role: 1, mac: [2, 0, 0, 0, 0, last], ..abi::Port::default() };
     let sits = |express: &Express, ifindex: u32| -> Seat {
         let at = seat_at(ifindex);
@@ -247,6 +254,10 @@ fn a_seat_is_the_first_ones_until_it_goes() {
     express.seat(7, &port(9));
     assert_eq!(sits(&express, 7).mac[5], 9);
     express.unseat(7);
-    express.seat(9, &abi::Port { tenant: 4, ..port(9) });
-    assert_eq!((sits(&express, 7).ifindex, sits(&express, 9).ifindex), (0, 0));
+    for other in [abi::Port { tenant: 4, ..port(9) }, abi::Port { role: 0, ..port(9) }] {
+        express.seat(9, &port(9));
+        assert_eq!(sits(&express, 9).ifindex, 9);
+        express.seat(9, &other);
+        assert_eq!((sits(&express, 7).ifindex, sits(&express, 9).ifindex), (0, 0));
+    }
 }
