@@ -15,6 +15,11 @@ impl Digest {
         self.0 = self.0.wrapping_sub(hash(kind, key, value));
     }
 
+    /// With all that another one came to, which began with nothing.
+    pub(super) fn merge(&mut self, other: Self) {
+        self.0 = self.0.wrapping_add(other.0);
+    }
+
     /// As it is written down: with the revision, which is as precious.
     pub(super) fn with_revision(self, revision: u64) -> Vec<u8> {
         self.0.wrapping_add(hash("head", "revision", &revision.to_string())).to_be_bytes().to_vec()
@@ -22,11 +27,7 @@ impl Digest {
 }
 
 fn hash(kind: &str, key: &str, value: &str) -> u128 {
-    let mut hasher = XxHash3_128::default();
-    for part in [kind, key, value] {
-        hasher.write(part.as_bytes());
-        // No text has this byte, so no two rows look alike.
-        hasher.write(&[0xff]);
-    }
-    hasher.finish_128()
+    // No text has this byte, so no two rows look alike. In one piece it is hashed several times as fast.
+    const END: &[u8] = &[0xff];
+    XxHash3_128::oneshot(&[kind.as_bytes(), END, key.as_bytes(), END, value.as_bytes(), END].concat())
 }
