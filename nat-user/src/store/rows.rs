@@ -80,6 +80,7 @@ pub(super) type Read = (Record, Option<String>);
 /// Reads all records to `sender`, as long as somebody takes them, and answers their digest.
 fn read(connection: &mut Connection, sender: &SyncSender<Vec<Read>>) -> anyhow::Result<Digest> {
     let (mut digest, mut some) = (Digest::default(), Vec::with_capacity(AT_ONCE));
+    let mut again = Vec::new();
     let mut rows = connection.prepare("SELECT kind, key, value FROM record")?;
     let mut rows = rows.query([])?;
     while let Some(row) = rows.next()? {
@@ -87,7 +88,9 @@ fn read(connection: &mut Connection, sender: &SyncSender<Vec<Read>>) -> anyhow::
         let (kind, key, value) = (text(0)?, text(1)?, text(2)?);
         digest.add(kind, key, value);
         let record = schema::parse(kind, value).with_context(|| Damage(format!("{kind} {key}")))?;
-        let outdated = (schema::text(&record) != value).then(|| value.to_owned());
+        again.clear();
+        schema::write(&record, &mut again);
+        let outdated = (again != value.as_bytes()).then(|| value.to_owned());
         some.push((record, outdated));
         if some.len() == AT_ONCE
             && sender.send(std::mem::replace(&mut some, Vec::with_capacity(AT_ONCE))).is_err()
