@@ -3,7 +3,7 @@
 mod attached;
 mod usage;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
@@ -15,12 +15,10 @@ use nat_common::abi::Meter;
 use self::usage::Bill;
 pub use self::usage::settle;
 use crate::config::{self, KeyError};
-use crate::dataplane::{
-    AddressDrops, Binding, Dataplane, Half, Mended, Owner, Owners, Port, Verdicts, slow_path,
-};
+use crate::dataplane::{AddressDrops, Binding, Dataplane, Half, Mended, Owner, Port, Verdicts, slow_path};
 use crate::explain;
 use crate::model::{Carried, Change, Closing, Command, ImportError, Line, Model, Record, Refusal, Subject};
-use crate::reconcile::{self, Patrol};
+use crate::reconcile::{self, Patrol, Survey};
 use crate::store::Store;
 use crate::usage::Entries;
 pub use attached::Attached;
@@ -88,17 +86,19 @@ impl Control {
                         restore FILE`, or run `eipnat unload` to begin with nothing";
             return Err(KeyError::new("store.path", what).into());
         }
-        let standing = dataplane.standing()?;
-        let actual = dataplane.halves()?.into_iter().collect();
+        let mut survey = Survey::of(&*dataplane, store.model().bindings())?;
         // In this order: nobody counts any more who should not, then it is read what he came to, and then another one may.
-        let left = reconcile::remove_others(&mut *dataplane, store.model().bindings(), &actual)?;
-        let bill = Bill::take_up(&mut store, &*dataplane, &standing, usage, now)?;
-        reset_foreign_meters(&mut *dataplane, &store, &actual)?;
-        let inserted = reconcile::everything_from(&mut *dataplane, store.model().bindings(), &left)?;
-        if left != actual || !inserted.is_empty() {
-            let steps = actual.len() - left.len() + inserted.len();
+        survey.remove_foreign(&mut *dataplane)?;
+        let earlier = dataplane.earlier()?;
+        let stood = |binding: &Binding| survey.stood(binding) || earlier.contains(binding);
+        let bill = Bill::take_up(&mut store, &*dataplane, stood, usage, now)?;
+        reset_foreign_meters(&mut *dataplane, &store, &survey)?;
+        let inserted = survey.insert_missing(&mut *dataplane, store.model().bindings())?;
+        let steps = survey.foreign().len() + inserted;
+        if steps > 0 {
             info!("the datapath differed from the desired state: {steps} steps to mend it");
         }
+        drop((survey, earlier));
         dataplane.activate(&owners(store.model()))?;
         let mut control = Self {
             store,
@@ -247,12 +247,12 @@ impl Control {
         let publics: HashSet<Ipv4Addr> = wrong.iter().map(|binding| binding.public_ip).collect();
         let privates: HashSet<Ipv4Addr> = wrong.iter().map(|binding| binding.private_ip).collect();
         let is_touched = |b: &Binding| publics.contains(&b.public_ip) || privates.contains(&b.private_ip);
-        let desired = self.store.model().bindings().filter(is_touched).collect();
+        let desired = self.store.model().bindings().iter().filter(is_touched).collect();
         reconcile::change(&mut *self.dataplane, wrong, desired)
     }
 
     fn settle_everything(&mut self) -> anyhow::Result<()> {
-        reconcile::everything(&mut *self.dataplane, self.store.model().bindings()).map(drop)
+        reconcile::everything(&mut *self.dataplane, self.store.model().bindings())
     }
 
     fn repaired(&mut self, what: &str, now: SystemTime) {
@@ -347,7 +347,7 @@ impl Control {
         let live = self.dataplane.meters(eip.attached.map(|attached| attached.meter).as_slice())?;
         let live = live.into_iter().next().unwrap_or_default();
         let unclosed = self.unclosed()?.get(&address).copied().unwrap_or_default();
-        Ok(eip.carried.unwrap_or_default().plus(live).and(unclosed))
+        Ok(eip.carried.get().unwrap_or_default().plus(live).and(unclosed))
     }
 
     /// What meters show that are still to be closed, by address.
@@ -403,20 +403,13 @@ impl Control {
 }
 
 /// Sets the meters to zero that have counted for another binding than the store says, or for none: after a restore.
-fn reset_foreign_meters(
-    dataplane: &mut dyn Dataplane,
-    store: &Store,
-    actual: &BTreeSet<Half>,
-) -> anyhow::Result<()> {
-    let stands = |binding: Binding| {
-        actual.contains(&Half::Inbound(binding)) || actual.contains(&Half::Outbound(binding))
-    };
-    for binding in store.model().bindings().filter(|binding| !stands(*binding)) {
+fn reset_foreign_meters(dataplane: &mut dyn Dataplane, store: &Store, survey: &Survey) -> anyhow::Result<()> {
+    for binding in store.model().bindings().iter().filter(|binding| !survey.stood(binding)) {
         dataplane.reset_meter(binding.meter)?;
     }
     let closing: HashMap<u32, Ipv4Addr> =
         store.model().closing().map(|closing| (closing.meter, closing.address)).collect();
-    for binding in actual.iter().map(Half::binding) {
+    for binding in survey.foreign().iter().map(Half::binding) {
         if closing.get(&binding.meter).is_some_and(|address| *address != binding.public_ip) {
             dataplane.reset_meter(binding.meter)?;
         }
@@ -425,10 +418,11 @@ fn reset_foreign_meters(
 }
 
 /// Whom each meter counts for.
-fn owners(model: &Model) -> Owners {
-    let bound = model.bindings().map(|binding| (binding.meter, Owner::Binding(binding)));
-    let closing = model.closing().map(|closing| (closing.meter, Owner::Closing(closing.address)));
-    bound.chain(closing).collect()
+fn owners(model: &Model) -> impl Fn(u32) -> Option<Owner> {
+    |meter| {
+        let closing = || model.closing_on(meter).map(|closing| Owner::Closing(closing.address));
+        model.bindings().get(meter).map(Owner::Binding).or_else(closing)
+    }
 }
 
 /// Runs `work` on the control plane, on a thread that may block.

@@ -24,9 +24,9 @@ use crate::config::{Config, KeyError};
 use crate::control::{self, Control, Shared};
 use crate::dataplane::Dataplane;
 use crate::dataplane::xdp::{self, ProgramLogger, XdpDataplane};
-use crate::metrics;
 use crate::store::Store;
 use crate::trace::{self, Hub};
+use crate::{memory, metrics};
 
 /// How often it is looked at what time has brought, and the datapath is compared with what it has to be.
 const TICK: Duration = Duration::from_secs(1);
@@ -41,6 +41,7 @@ pub fn run(file: &Path, replace_program: bool) -> anyhow::Result<()> {
     let mut config = Config::load(file)?;
     config.datapath.replace_program = replace_program;
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).try_init()?;
+    memory::share_arenas();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -118,6 +119,7 @@ pub async fn serve(
     let api = sockets.api.listen()?;
     announce(config, &sockets)?;
     let (hub, tracing) = Hub::start(tracer)?;
+    memory::give_back();
 
     let in_charge = Arc::clone(&control);
     let (stop, stopping) = watch::channel(());

@@ -17,6 +17,7 @@ pub mod control;
 pub mod daemon;
 pub mod dataplane;
 pub mod explain;
+pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod packet;

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use nat_user::dataplane::xdp::XdpDataplane;
 use nat_user::dataplane::{Binding, Dataplane, Owner};
+use nat_user::model::Bindings;
 use nat_user::reconcile;
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -59,9 +60,9 @@ fn change_over(arguments: Arguments) -> Result<Value> {
         .map(|meter| meter % 2)
         .zip(BINDINGS)
         .map(|(meter, (public_ip, private_ip))| Binding { public_ip, tenant: 0, private_ip, meter });
-    let owners = bindings.clone().map(|binding| (binding.meter, Owner::Binding(binding))).collect();
-    reconcile::everything(&mut dataplane, bindings)?;
-    dataplane.activate(&owners)?;
+    let bindings: Bindings = bindings.collect();
+    reconcile::everything(&mut dataplane, &bindings)?;
+    dataplane.activate(&|meter| bindings.get(meter).map(Owner::Binding))?;
     let meters = dataplane.meters(&[0, 1])?;
     let verdicts = dataplane.verdicts()?;
     let sent_on = verdicts.forward + verdicts.punts.iter().map(|(_, packets)| packets).sum::<u64>();

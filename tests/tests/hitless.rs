@@ -379,7 +379,7 @@ fn daemons_of_two_abis_take_over_from_each_other_and_obey() -> Result<()> {
         let revision = bed.daemon.json(&["status"])?["revision"].as_u64();
         bed.daemon.stop()?;
         let store = Store::open(&bed.lab.file("store"), Spec::default(), 1024)?;
-        let stored = store.model().bindings().map(|binding| (binding.public_ip, binding.private_ip));
+        let stored = store.model().bindings().iter().map(|binding| (binding.public_ip, binding.private_ip));
         assert_eq!((stored.collect(), Some(store.revision())), (attached(third), revision));
         assert_eq!(store.model().closing().count(), 0, "every meter is read");
         Ok(())

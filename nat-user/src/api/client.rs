@@ -1,6 +1,7 @@
 //! The API from the other side: a connection to the daemon's socket for each request.
 
-use std::collections::VecDeque;
+mod lines;
+
 use std::convert::Infallible;
 use std::io::{self, ErrorKind};
 use std::net::Ipv4Addr;
@@ -30,6 +31,7 @@ use super::types::{
 use crate::explain::{Explanation, Question};
 use crate::model::Name;
 use crate::trace::Interest;
+pub use lines::{List, Watch};
 
 /// How long the daemon may take to answer: longer than it takes to say that it has taken too long.
 const PATIENCE: Duration = Duration::from_secs(35);
@@ -102,8 +104,8 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::status`].
-    pub async fn eips(&self) -> Result<Vec<Eip>> {
-        self.call(Method::GET, "/v1/eips", None::<()>).await
+    pub async fn eips(&self) -> Result<List<Eip>> {
+        Ok(List::of(self.stream(Method::GET, "/v1/eips", Body::empty()).await?))
     }
 
     /// One EIP.
@@ -176,8 +178,8 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::status`].
-    pub async fn vms(&self) -> Result<Vec<Vm>> {
-        self.call(Method::GET, "/v1/vms", None::<()>).await
+    pub async fn vms(&self) -> Result<List<Vm>> {
+        Ok(List::of(self.stream(Method::GET, "/v1/vms", Body::empty()).await?))
     }
 
     /// Creates a VM.
@@ -219,16 +221,7 @@ impl Client {
     /// As [`Client::status`].
     pub async fn trace(&self, interest: &Interest) -> Result<Watch> {
         let interest = serde_json::to_vec(interest).map_err(|error| Error::Broken(error.into()))?;
-        let body = Body::of(interest, |_| {});
-        let stream =
-            connect(&self.socket, PATIENCE).await.map_err(|error| no_daemon(&self.socket, &error))?;
-        let begin = async { timeout(PATIENCE, begin(stream, Method::POST, "/v1/trace", body)).await? };
-        let answer = begin.await.map_err(|error| self.no_answer(error))?;
-        if answer.status().is_success() {
-            return Ok(Watch { body: answer.into_body(), lines: VecDeque::new(), rest: Vec::new() });
-        }
-        let content = answer.into_body().collect().await.map_err(|error| self.no_answer(error.into()))?;
-        Err(self.failure(&content.to_bytes()))
+        Ok(Watch::of(self.stream(Method::POST, "/v1/trace", Body::of(interest, |_| {})).await?))
     }
 
     /// A copy of the daemon's store.
@@ -254,6 +247,19 @@ impl Client {
             None => Body::empty(),
         };
         self.json(self.exchange(method, path, body, PATIENCE).await?)
+    }
+
+    /// Begins what is answered a part at a time.
+    async fn stream(&self, method: Method, path: &str, body: Body) -> Result<Incoming> {
+        let stream =
+            connect(&self.socket, PATIENCE).await.map_err(|error| no_daemon(&self.socket, &error))?;
+        let begin = async { timeout(PATIENCE, begin(stream, method, path, body)).await? };
+        let answer = begin.await.map_err(|error| self.no_answer(error))?;
+        if answer.status().is_success() {
+            return Ok(answer.into_body());
+        }
+        let content = answer.into_body().collect().await.map_err(|error| self.no_answer(error.into()))?;
+        Err(self.failure(&content.to_bytes()))
     }
 
     fn json<T: DeserializeOwned>(&self, (status, answer): (StatusCode, Bytes)) -> Result<T> {
@@ -328,43 +334,6 @@ fn no_daemon(socket: &Path, error: &io::Error) -> Error {
         }
         _ => format!("no daemon at {socket}: {error}; name its socket with --socket"),
     })
-}
-
-/// Packets that the daemon reports.
-pub struct Watch {
-    body: Incoming,
-    lines: VecDeque<Vec<u8>>,
-    /// What has come of the line after these.
-    rest: Vec<u8>,
-}
-
-impl Watch {
-    /// The next line: a [`Packet`](crate::trace::Packet), how many were left out, or why there are no more. `None` when the
-    /// daemon ends.
-    ///
-    /// # Errors
-    /// [`Error::Broken`] if the daemon is gone.
-    pub async fn next(&mut self) -> Result<Option<Vec<u8>>> {
-        loop {
-            if let Some(line) = self.lines.pop_front() {
-                return Ok(Some(line));
-            }
-            match self.body.frame().await {
-                Some(Ok(frame)) => {
-                    for part in frame.into_data().unwrap_or_default().split_inclusive(|byte| *byte == b'\n') {
-                        self.rest.extend(part);
-                        if part.ends_with(b"\n") {
-                            self.lines.push_back(std::mem::take(&mut self.rest));
-                        }
-                    }
-                }
-                Some(Err(_)) => {
-                    return Err(Error::Broken(anyhow::anyhow!("the daemon is gone, and the trace with it")));
-                }
-                None => return Ok(None),
-            }
-        }
-    }
 }
 
 async fn exchange(

@@ -10,9 +10,11 @@ use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, Que
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use tokio::task::spawn_blocking;
 
-use super::{ApiError, import as lines, types};
+use super::{ApiError, import as lines, list, types};
 use crate::control::{self, Control, Shared};
+use crate::memory;
 use crate::model::{Allocation, Command, Model, Name, Subject};
 use crate::store;
 use crate::top;
@@ -71,18 +73,20 @@ pub(super) async fn pools(State(control): State<Shared>) -> Answer<Vec<types::Po
     Ok(Json(control::call(&control, pools).await?))
 }
 
-/// Every EIP.
+/// Every EIP, by address. What comes or goes while the answer is sent may or may not be in it.
 #[utoipa::path(
     get,
     path = "/v1/eips",
     responses((status = OK, body = Vec<types::Eip>), (status = "default", body = types::Failure))
 )]
-pub(super) async fn list(State(control): State<Shared>) -> Answer<Vec<types::Eip>> {
-    let eips = |control: &mut Control| {
+pub(super) async fn list(State(control): State<Shared>) -> Result<Response, ApiError> {
+    list::answer(control, Ipv4Addr::UNSPECIFIED, |control, from| {
         let model = control.model();
-        model.eips().map(|eip| types::Eip::of(model, eip)).collect()
-    };
-    Ok(Json(control::call(&control, eips).await?))
+        let mut eips = model.eips_from(from);
+        let some = eips.by_ref().take(list::AT_ONCE).map(|eip| types::Eip::of(model, eip)).collect();
+        (some, eips.next().map(|eip| eip.address))
+    })
+    .await
 }
 
 /// One EIP.
@@ -218,21 +222,25 @@ pub(super) async fn import(
 ) -> Answer<types::Imported> {
     let lines = lines::parse(&body?).map_err(|what| ApiError(StatusCode::BAD_REQUEST, what))?;
     let import = move |control: &mut Control| control.import(&lines, SystemTime::now());
-    Ok(Json(types::Imported { imported: control::call(&control, import).await?? }))
+    let imported = control::call(&control, import).await;
+    spawn_blocking(memory::give_back).await.context("memory cannot be given back")?;
+    Ok(Json(types::Imported { imported: imported?? }))
 }
 
-/// Every VM.
+/// Every VM, by name; likewise.
 #[utoipa::path(
     get,
     path = "/v1/vms",
     responses((status = OK, body = Vec<types::Vm>), (status = "default", body = types::Failure))
 )]
-pub(super) async fn vms(State(control): State<Shared>) -> Answer<Vec<types::Vm>> {
-    let vms = |control: &mut Control| {
+pub(super) async fn vms(State(control): State<Shared>) -> Result<Response, ApiError> {
+    list::answer(control, None::<Name>, |control, from| {
         let model = control.model();
-        model.vms().map(|vm| types::Vm::of(model, vm)).collect()
-    };
-    Ok(Json(control::call(&control, vms).await?))
+        let mut vms = model.vms_from(from.as_ref());
+        let some = vms.by_ref().take(list::AT_ONCE).map(|vm| types::Vm::of(model, vm)).collect();
+        (some, vms.next().map(|vm| Some(vm.name.clone())))
+    })
+    .await
 }
 
 /// One VM.

@@ -7,14 +7,19 @@ use crate::model::Line;
 /// # Errors
 /// At the first line that is none, with its number and what it should look like.
 pub(super) fn parse(text: &[u8]) -> Result<Vec<Line>, String> {
-    let mut lines = Vec::new();
+    let mut lines: Vec<Line> = Vec::new();
     for (number, text) in (1..).zip(text.split(|byte| *byte == b'\n')) {
         let failed = |what: String| format!("line {number}: {what}; nothing was imported");
         let text = str::from_utf8(text).map_err(|error| failed(error.to_string()))?;
         // What follows a `#` is a comment.
         let text = text.split('#').next().unwrap_or_default().trim();
         if !text.is_empty() {
-            lines.push(line(number, text).map_err(failed)?);
+            let mut line = line(number, text).map_err(failed)?;
+            if let Some(before) = lines.last().filter(|before| before.account == line.account) {
+                // They share one copy of the name.
+                line.account.clone_from(&before.account);
+            }
+            lines.push(line);
         }
     }
     Ok(lines)

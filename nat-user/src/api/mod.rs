@@ -7,6 +7,7 @@
 pub mod client;
 mod handlers;
 mod import;
+mod list;
 mod probes;
 pub mod server;
 pub mod socket;

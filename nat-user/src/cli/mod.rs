@@ -3,6 +3,7 @@
 mod args;
 mod packets;
 mod render;
+mod rows;
 mod top;
 mod usage;
 
@@ -17,6 +18,7 @@ use anyhow::{Context as _, anyhow};
 use clap::Parser;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::api::client::{self, Client};
 use crate::api::types;
@@ -26,6 +28,7 @@ use crate::daemon;
 use crate::dataplane::xdp;
 use crate::store;
 use args::{Cli, Command, Eip, Output, Pool, Store, Vm};
+use rows::Rows;
 
 /// Exit code: it was refused, or failed.
 const REFUSED: u8 = 1;
@@ -94,7 +97,7 @@ fn execute(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<()> {
 }
 
 fn eip(cli: &Cli, command: &Eip, out: &mut dyn Write) -> anyhow::Result<()> {
-    let one = |eip: &types::Eip| render::eips(std::slice::from_ref(eip));
+    let one = |eip: &types::Eip| render::eips()(std::slice::from_ref(eip));
     match command {
         Eip::Allocate { pool, address, account, request } => {
             let (pool, account, request) = (pool.clone(), account.clone(), request.clone());
@@ -110,7 +113,7 @@ fn eip(cli: &Cli, command: &Eip, out: &mut dyn Write) -> anyhow::Result<()> {
             let released = ask(cli, async |daemon| daemon.release(*eip).await)?;
             show(cli, out, &released, |eip| format!("{} released\n", eip.eip))
         }
-        Eip::List => show_list(cli, out, &ask(cli, async |daemon| daemon.eips().await)?, render::eips),
+        Eip::List => show_stream(cli, out, async |daemon| daemon.eips().await, render::eips()),
         Eip::Show { eip } => {
             let (eip, counters, drops) = ask(cli, async |daemon| {
                 Ok((daemon.eip(*eip).await?, daemon.counters(*eip).await?, daemon.drops(*eip).await?))
@@ -141,13 +144,13 @@ fn vm(cli: &Cli, command: &Vm, out: &mut dyn Write) -> anyhow::Result<()> {
                 pool: pool.clone(),
             };
             let created = ask(cli, async |daemon| daemon.create_vm(name, &wanted).await)?;
-            show(cli, out, &created, |vm| render::vms(std::slice::from_ref(vm)))
+            show(cli, out, &created, |vm| render::vms()(std::slice::from_ref(vm)))
         }
         Vm::Destroy { name } => {
             let destroyed = ask(cli, async |daemon| daemon.destroy_vm(name).await)?;
             show(cli, out, &destroyed, |vm| format!("{} destroyed\n", vm.name))
         }
-        Vm::List => show_list(cli, out, &ask(cli, async |daemon| daemon.vms().await)?, render::vms),
+        Vm::List => show_stream(cli, out, async |daemon| daemon.vms().await, render::vms()),
     }
 }
 
@@ -242,6 +245,25 @@ fn show_list<T: Serialize>(
         Output::Csv => put(out, &csv(list)?),
         _ => show(cli, out, &list, |list| table(list)),
     }
+}
+
+/// Prints a list of any length as it comes.
+fn show_stream<T: Serialize + DeserializeOwned>(
+    cli: &Cli,
+    out: &mut dyn Write,
+    begin: impl AsyncFnOnce(Client) -> Result<client::List<T>, client::Error>,
+    mut table: impl FnMut(&[T]) -> String,
+) -> anyhow::Result<()> {
+    ask(cli, async |daemon| {
+        let (mut list, mut rows) = (begin(daemon).await?, Rows::new(cli.output, out));
+        while let Some(some) = list.next().await? {
+            match rows.put(&some, &mut table) {
+                Ok(true) => {}
+                ended => return Ok(ended.map(drop)),
+            }
+        }
+        Ok(rows.end())
+    })?
 }
 
 /// Rows as CSV, with a header line: its names are those of the JSON.

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::iter;
 
 use comfy_table::{CellAlignment, Table, presets};
@@ -34,18 +35,21 @@ pub(super) fn status(status: &Status) -> String {
     )
 }
 
-pub(super) fn eips(eips: &[Eip]) -> String {
-    let rows = eips.iter().map(|eip| {
-        [
-            eip.eip.to_string(),
-            state(eip.state).to_owned(),
-            or_dash(eip.private_ip.as_ref()),
-            or_dash(eip.vm.as_ref()),
-            eip.account.to_string(),
-            eip.pool.to_string(),
-        ]
-    });
-    table(Some(["EIP", "STATE", "PRIVATE IP", "VM", "ACCOUNT", "POOL"]), rows, &[])
+/// EIPs, some at a time.
+pub(super) fn eips() -> impl FnMut(&[Eip]) -> String {
+    let mut lines = Lines::under(["EIP", "STATE", "PRIVATE IP", "VM", "ACCOUNT", "POOL"]);
+    move |eips| {
+        lines.more(eips.iter().map(|eip| {
+            [
+                eip.eip.to_string(),
+                state(eip.state).to_owned(),
+                or_dash(eip.private_ip.as_ref()),
+                or_dash(eip.vm.as_ref()),
+                eip.account.to_string(),
+                eip.pool.to_string(),
+            ]
+        }))
+    }
 }
 
 /// Public addresses that carried something, and what they came to in all.
@@ -93,13 +97,16 @@ pub(super) fn eip(eip: &Eip, counters: &Counters, drops: &[AddressDrops]) -> Str
     format!("{facts}\n{}", table(Some(["DROP REASON", "PACKETS", "LAST AT"]), rows, &[1]))
 }
 
-pub(super) fn vms(vms: &[Vm]) -> String {
-    let rows = vms.iter().map(|vm| {
-        let public_ip = if vm.waiting { "waiting".to_owned() } else { or_dash(vm.public_ip.as_ref()) };
-        let private_ip = vm.private_ip.to_string();
-        [vm.name.to_string(), private_ip, public_ip, or_dash(vm.eip.as_ref()), vm.account.to_string()]
-    });
-    table(Some(["VM", "PRIVATE IP", "PUBLIC IP", "EIP", "ACCOUNT"]), rows, &[])
+/// VMs, some at a time.
+pub(super) fn vms() -> impl FnMut(&[Vm]) -> String {
+    let mut lines = Lines::under(["VM", "PRIVATE IP", "PUBLIC IP", "EIP", "ACCOUNT"]);
+    move |vms| {
+        lines.more(vms.iter().map(|vm| {
+            let public_ip = if vm.waiting { "waiting".to_owned() } else { or_dash(vm.public_ip.as_ref()) };
+            let private_ip = vm.private_ip.to_string();
+            [vm.name.to_string(), private_ip, public_ip, or_dash(vm.eip.as_ref()), vm.account.to_string()]
+        }))
+    }
 }
 
 pub(super) fn pools(pools: &[Pool]) -> String {
@@ -202,6 +209,39 @@ fn explained(table: &str, texts: impl IntoIterator<Item = Vec<&'static str>>) ->
     lines.join("\n") + "\n"
 }
 
+/// A [`table`] of any length, some lines at a time: its columns become wider where a later line wants it.
+struct Lines<const N: usize> {
+    header: Option<[&'static str; N]>,
+    widths: [usize; N],
+}
+
+impl<const N: usize> Lines<N> {
+    fn under(header: [&'static str; N]) -> Self {
+        Self { header: Some(header), widths: [0; N] }
+    }
+
+    fn more(&mut self, rows: impl Iterator<Item = [String; N]>) -> String {
+        let header = self.header.take().map(|header| header.map(str::to_owned));
+        let rows: Vec<[String; N]> = header.into_iter().chain(rows).collect();
+        for row in &rows {
+            for (width, cell) in self.widths.iter_mut().zip(row) {
+                // Names and addresses are ASCII.
+                *width = (*width).max(cell.len());
+            }
+        }
+        let mut text = String::new();
+        for row in &rows {
+            for (width, cell) in self.widths.iter().zip(row) {
+                // Writing to a string does not fail.
+                let _ = write!(text, "{cell:<width$}  ");
+            }
+            text.truncate(text.trim_end_matches(' ').len());
+            text.push('\n');
+        }
+        text
+    }
+}
+
 /// A table without rules; `right` are the columns of numbers.
 pub(super) fn table<const N: usize>(
     header: Option<[&str; N]>,
@@ -232,4 +272,21 @@ const fn state(state: EipState) -> &'static str {
 
 fn or_dash(value: Option<&impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), ToString::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_that_come_later_may_be_wider() {
+        let mut lines = Lines::under(["EIP", "VM", "POOL"]);
+        let row = |cells: [&str; 3]| cells.map(str::to_owned);
+        let first = lines.more([row(["203.0.113.1", "-", "p"])].into_iter());
+        assert_eq!(first, "EIP          VM  POOL\n203.0.113.1  -   p\n");
+        let second =
+            lines.more([row(["203.0.113.100", "web-1", "p"]), row(["1.1.1.1", "-", ""])].into_iter());
+        assert_eq!(second, "203.0.113.100  web-1  p\n1.1.1.1        -\n");
+        assert_eq!(lines.more([].into_iter()), "");
+    }
 }

@@ -116,7 +116,7 @@ fn what_an_eip_has_carried_goes_on_after_a_detach_and_begins_anew_after_a_releas
 #[test]
 fn a_new_store_does_not_take_a_datapath_down_that_serves() {
     let mut dataplane = MemoryDataplane::new(4);
-    dataplane.insert(Half::Inbound(BINDING)).unwrap();
+    dataplane.insert(&[Half::Inbound(BINDING)]).unwrap();
     let error = try_start(&dataplane).err().unwrap().to_string();
     assert!(error.starts_with("store.path: the store is new, but the datapath serves bindings"), "{error}");
     assert_eq!(dataplane.state().halves(), [Half::Inbound(BINDING)]);

@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -75,11 +75,11 @@ pub(super) type Metered = (Ipv4Addr, Name, Carried);
 
 impl Bill {
     /// Takes the ledger up that a store remembers. The datapath has the meters as an earlier daemon has left them, and what
-    /// is not desired counts no more; `standing` is what stood before.
+    /// is not desired counts no more; `stood`: whether a binding that is desired stood before.
     pub(super) fn take_up(
         store: &mut Store,
         dataplane: &dyn Dataplane,
-        standing: &HashSet<Binding>,
+        stood: impl Fn(&Binding) -> bool,
         config: config::Usage,
         now: SystemTime,
     ) -> anyhow::Result<Self> {
@@ -99,10 +99,10 @@ impl Bill {
         };
         let (mut entries, mut change) = (Entries::default(), None);
         if meters == bill.meters {
-            let goes_on = |meter: u32| match store.model().binding_on(meter) {
-                Some(binding) => standing.contains(&binding),
+            let goes_on = |meter: u32| match store.model().bindings().get(meter) {
+                Some(binding) => stood(&binding),
                 // Its counter stands still until it is read for the last time.
-                None => store.model().closing().any(|closing| closing.meter == meter),
+                None => store.model().closing_on(meter).is_some(),
             };
             let open = payers(open);
             let known: BTreeSet<u32> =
@@ -168,7 +168,7 @@ impl Bill {
         store: &Store,
         dataplane: &dyn Dataplane,
     ) -> anyhow::Result<()> {
-        let meters: Vec<u32> = store.model().metered(0..store.model().meters_used()).collect();
+        let meters: Vec<u32> = store.model().bindings().iter().map(|binding| binding.meter).collect();
         let before = entries.readings.len();
         for (meter, reading) in meters.iter().zip(dataplane.last_readings(&meters)?) {
             self.ledger.leave_out(entries, *meter, reading.into());
@@ -251,7 +251,7 @@ fn payers(open: Vec<(u32, Open, Payer)>) -> HashMap<u32, Payer> {
 }
 
 fn payer_of(store: &Store, meter: u32) -> Option<Payer> {
-    let closing = || store.model().closing().find(|closing| closing.meter == meter).map(payer_of_closing);
+    let closing = || store.model().closing_on(meter).map(payer_of_closing);
     store.model().payer(meter).or_else(closing)
 }
 
@@ -347,7 +347,8 @@ impl Control {
 
     fn try_flush(&mut self, part: u32, now: SystemTime) -> anyhow::Result<()> {
         self.bill.catch_up(&mut self.store, now)?;
-        let meters: Vec<u32> = self.model().metered(part * PART..(part + 1) * PART).collect();
+        let bindings = self.model().bindings().on(part * PART..(part + 1) * PART);
+        let meters: Vec<u32> = bindings.map(|binding| binding.meter).collect();
         let mut entries = Entries::default();
         for (meter, reading) in meters.iter().copied().zip(read(&*self.dataplane, &meters)?) {
             let payer = || self.model().payer(meter);
@@ -406,7 +407,7 @@ impl Control {
                     || closing.is_some()
                     || self.bill.ended.get(&eip.address).is_some_and(|ended| *ended >= since)
             };
-            let carried = eip.carried?.and(live).and(closing.unwrap_or_default());
+            let carried = eip.carried.get()?.and(live).and(closing.unwrap_or_default());
             active_since.is_none_or(is_active).then(|| (eip.address, eip.account.clone(), carried))
         });
         Ok((metered.collect(), next))
@@ -426,7 +427,7 @@ impl Control {
         let model = self.model();
         let meters: Vec<u32> = match query.eip {
             Some(eip) => model.meter_of(eip).into_iter().collect(),
-            None => model.metered(0..model.meters_used()).collect(),
+            None => model.bindings().iter().map(|binding| binding.meter).collect(),
         };
         let metered = meters.into_iter().filter_map(|meter| Some((meter, model.payer(meter)?)));
         let metered = metered.filter(|(_, payer)| query.is_about(payer));

@@ -4,6 +4,7 @@
 mod trials;
 
 use std::collections::{BTreeMap, HashSet};
+use std::mem::discriminant;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -143,15 +144,21 @@ impl Dataplane for MemoryDataplane {
         Ok(self.state().outbound.get(&(tenant, private_ip)).copied())
     }
 
-    fn insert(&mut self, half: Half) -> anyhow::Result<()> {
+    fn insert(&mut self, halves: &[Half]) -> anyhow::Result<()> {
         let mut state = self.writable()?;
-        ensure!(!state.unsettled, "{half:?} written while packets may still see what stood in its place");
-        let replaced = match half {
-            Half::Inbound(binding) => state.inbound.insert(binding.public_ip, binding),
-            Half::Outbound(binding) => state.outbound.insert((binding.tenant, binding.private_ip), binding),
-        };
-        state.unsettled = replaced.is_some();
-        state.events.push(Event::Insert(half));
+        for &half in halves {
+            let is_of_kind = discriminant(&half) == discriminant(&halves[0]);
+            ensure!(is_of_kind, "{half:?} written along with halves of the other kind");
+            ensure!(!state.unsettled, "{half:?} written while packets may still see what stood in its place");
+            let replaced = match half {
+                Half::Inbound(binding) => state.inbound.insert(binding.public_ip, binding),
+                Half::Outbound(binding) => {
+                    state.outbound.insert((binding.tenant, binding.private_ip), binding)
+                }
+            };
+            state.unsettled = replaced.is_some();
+            state.events.push(Event::Insert(half));
+        }
         Ok(())
     }
 
@@ -175,7 +182,7 @@ impl Dataplane for MemoryDataplane {
         Ok(())
     }
 
-    fn activate(&mut self, _: &Owners) -> anyhow::Result<()> {
+    fn activate(&mut self, _: &Owners<'_>) -> anyhow::Result<()> {
         self.writable()?.active = true;
         Ok(())
     }

@@ -7,7 +7,7 @@ pub mod trace;
 pub mod trial;
 pub mod xdp;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -170,8 +170,8 @@ pub enum Owner {
     Closing(Ipv4Addr),
 }
 
-/// Whom each meter in use counts for.
-pub type Owners = HashMap<u32, Owner>;
+/// Whom a meter counts for, if anybody.
+pub type Owners<'a> = dyn Fn(u32) -> Option<Owner> + 'a;
 
 /// The forwarding plane, seen from the control plane.
 ///
@@ -184,24 +184,14 @@ pub trait Dataplane: Trials + Send {
     /// About `count` half bindings of one kind that stand in the datapath, in no particular order, and where it goes on;
     /// `None` at the end. What stands from the first of a row of such looks to the last is seen.
     fn some_halves(&self, place: Place, count: u32) -> anyhow::Result<(Vec<Half>, Option<Place>)>;
-    /// All of them.
-    fn halves(&self) -> anyhow::Result<Vec<Half>> {
-        let (mut all, mut next) = (Vec::new(), Some(Place::default()));
-        while let Some(place) = next {
-            let (some, after) = self.some_halves(place, AT_ONCE)?;
-            all.extend(some);
-            next = after;
-        }
-        Ok(all)
-    }
     /// Whether any binding stands, or stood when an earlier daemon ended.
     fn serves(&self) -> anyhow::Result<bool>;
     /// The inbound half for a public address.
     fn inbound(&self, public_ip: Ipv4Addr) -> anyhow::Result<Option<Binding>>;
     /// The outbound half for a private address.
     fn outbound(&self, tenant: u32, private_ip: Ipv4Addr) -> anyhow::Result<Option<Binding>>;
-    /// Puts one half in, or replaces the one with the same key.
-    fn insert(&mut self, half: Half) -> anyhow::Result<()>;
+    /// Puts halves of one kind in, or replaces those with the same keys. Where it fails, some may be in.
+    fn insert(&mut self, halves: &[Half]) -> anyhow::Result<()>;
     /// Takes one half out; fine if it is not there.
     fn remove(&mut self, half: Half) -> anyhow::Result<()>;
     /// Returns when no packet is under way that has seen the bindings as they were before the call.
@@ -209,15 +199,15 @@ pub trait Dataplane: Trials + Send {
     /// Lets packets meet the bindings. Called once, when all of them stand; what an earlier daemon left has forwarded
     /// until now. Of what an earlier daemon's maps have counted, only that is carried over which is its meter's owner's: a
     /// restored store may have given the meter to another one.
-    fn activate(&mut self, owners: &Owners) -> anyhow::Result<()>;
+    fn activate(&mut self, owners: &Owners<'_>) -> anyhow::Result<()>;
     /// Compares what the datapath stands on with what it has to be, and mends it: interfaces, the program on them, their
     /// settings, every map except for the bindings.
     fn mend(&mut self) -> anyhow::Result<Mended>;
     /// Counters of the given meters, summed over all CPUs, in the same order.
     fn meters(&self, meters: &[u32]) -> anyhow::Result<Vec<Meter>>;
-    /// Every binding of which a half stands, or stood when an earlier daemon ended, in whichever maps.
-    fn standing(&self) -> anyhow::Result<HashSet<Binding>> {
-        Ok(self.halves()?.iter().map(Half::binding).collect())
+    /// The bindings that stood when an earlier daemon ended, in maps that are not those of today.
+    fn earlier(&self) -> anyhow::Result<HashSet<Binding>> {
+        Ok(HashSet::new())
     }
     /// As [`Dataplane::meters`], before [`Dataplane::activate`] has carried over what earlier maps have counted: with it.
     fn last_readings(&self, meters: &[u32]) -> anyhow::Result<Vec<Meter>> {

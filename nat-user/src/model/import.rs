@@ -1,10 +1,10 @@
 //! Many EIPs at once.
 
-use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::time::SystemTime;
 
-use super::{Allocation, Change, Command, Edit, Model, Name, Refusal, Subject, Target};
+use super::draft::Draft;
+use super::{Change, Model, Name, Record, Refusal, Subject};
 
 /// An EIP that is to be allocated and attached, as far as it is not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,64 +35,50 @@ impl Model {
     /// # Errors
     /// At the first line that cannot be.
     pub fn plan_import(&self, lines: &[Line], now: SystemTime) -> Result<Change, ImportError> {
-        let mut draft = self.clone();
-        let mut change = Change::nothing(Subject::Many);
-        let mut seen = HashMap::with_capacity(lines.len());
+        let mut draft = Draft::new(self, now);
+        draft.expect(lines.len());
+        let repeated = repeated(lines);
         let mut changed = 0_u64;
-        for line in lines {
+        for (place, line) in lines.iter().enumerate() {
             let failed = |refusal| ImportError { number: line.number, refusal };
-            if let Some(first) = seen.insert(line.eip, line.number) {
+            if let Some((_, first)) = repeated.filter(|(second, _)| *second == place) {
+                let first = lines[first].number;
                 return Err(failed(Refusal::TwiceInFile { eip: line.eip, first }));
             }
-            let mut is_new = false;
-            for command in draft.commands(line).map_err(failed)? {
-                let step = draft.plan(&command, now).map_err(failed)?;
-                is_new |= !step.is_nothing();
-                change.edits.extend(step.edits.iter().cloned());
-                draft.apply(step);
-            }
-            changed += u64::from(is_new);
+            changed += u64::from(draft.import(line).map_err(failed)?);
         }
-        change.what = format!("{changed} of {} EIPs imported", lines.len());
-        Ok(change.folded())
-    }
-
-    /// What makes one line true.
-    fn commands(&self, line: &Line) -> Result<Vec<Command>, Refusal> {
-        let account = line.account.clone().unwrap_or_else(Name::default_one);
-        let attach =
-            Command::Attach { eip: line.eip, target: Target::PrivateIp(line.private_ip), reassign: false };
-        match self.eip(line.eip) {
-            Ok(there) if there.account != account => {
-                Err(Refusal::Held { address: line.eip, account: there.account.clone() })
-            }
-            Ok(_) => Ok(vec![attach]),
-            Err(_) => {
-                let wanted =
-                    Allocation { address: Some(line.eip), account: Some(account), ..Allocation::default() };
-                Ok(vec![Command::Allocate(wanted), attach])
-            }
-        }
+        let what = format!("{changed} of {} EIPs imported", lines.len());
+        Ok(draft.done(Subject::Many, what))
     }
 }
 
-impl Change {
-    /// Each record once, as it was at first and as it is in the end.
-    fn folded(mut self) -> Self {
-        let mut places = HashMap::new();
-        let mut edits: Vec<Edit> = Vec::with_capacity(self.edits.len());
-        for edit in self.edits {
-            let Some(key) = edit.key() else { continue };
-            if let Some(&place) = places.get(&key) {
-                let first: &mut Edit = &mut edits[place];
-                first.after = edit.after;
-            } else {
-                places.insert(key, edits.len());
-                edits.push(edit);
-            }
+/// Where the first EIP stands that stood before, and where that was.
+fn repeated(lines: &[Line]) -> Option<(usize, usize)> {
+    let mut eips: Vec<(Ipv4Addr, usize)> =
+        lines.iter().enumerate().map(|(place, line)| (line.eip, place)).collect();
+    // By places among equal ones.
+    eips.sort_unstable();
+    let pairs = eips.windows(2).filter(|pair| pair[0].0 == pair[1].0);
+    pairs.map(|pair| (pair[1].1, pair[0].1)).min()
+}
+
+impl Draft<'_> {
+    /// Makes one line true, and answers whether it was not.
+    fn import(&mut self, line: &Line) -> Result<bool, Refusal> {
+        let account = line.account.clone().unwrap_or_else(Name::default_one);
+        let Ok(there) = self.model.eip(line.eip) else {
+            let eip = self.allocate(line.eip, None, account)?;
+            let after = self.attach(&eip, line.private_ip, false)?.unwrap_or(eip);
+            self.change.push(None, Some(Record::Eip(after.into())));
+            return Ok(true);
+        };
+        if there.account != account {
+            return Err(Refusal::Held { address: line.eip, account: there.account.clone() });
         }
-        edits.retain(|edit| edit.before != edit.after);
-        self.edits = edits;
-        self
+        let after = self.attach(there, line.private_ip, false)?;
+        if let Some(after) = &after {
+            self.edit_eip(Some(there), after);
+        }
+        Ok(after.is_some())
     }
 }

@@ -4,6 +4,8 @@
 //! command changes without changing it, [`crate::store::Store::commit`] makes that durable, and only then
 //! `Model::apply` shows it.
 
+mod bindings;
+mod draft;
 mod import;
 mod meters;
 mod name;
@@ -16,20 +18,23 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
-use std::ops::Range;
+use std::ops::Bound;
 use std::time::SystemTime;
 
 use ipnet::Ipv4Net;
 
 use crate::dataplane::Binding;
 use crate::usage::Payer;
+pub use bindings::Bindings;
 pub use import::{ImportError, Line};
 use meters::Meters;
 pub use name::{Name, NameError, Target};
 pub use plan::{Allocation, Command};
 use pool::Pool;
 pub use pool::PoolSpec;
-pub use records::{Attachment, Carried, Change, Closing, Edit, Eip, PublicIp, Record, Returned, Subject, Vm};
+pub use records::{
+    Attachment, Carried, Change, Closing, Edit, Eip, Past, PublicIp, Record, Returned, Subject, Vm,
+};
 pub use refusal::{Kind, Refusal};
 
 /// How many meters a datapath with room for so many bindings has: a binding that takes another's place begins to count
@@ -113,15 +118,15 @@ pub struct Model {
     quotas: BTreeMap<Name, Quota>,
     /// How many bindings there may be.
     capacity: u32,
-    eips: BTreeMap<Ipv4Addr, Eip>,
+    eips: BTreeMap<Ipv4Addr, Box<Eip>>,
     /// EIPs by account and the account's own name for them.
     requests: HashMap<(Name, Name), Ipv4Addr>,
-    vms: BTreeMap<Name, Vm>,
+    vms: BTreeMap<Name, Box<Vm>>,
     vm_names: HashMap<Ipv4Addr, Name>,
-    /// Every binding that the datapath has to serve, by private address.
-    bound: HashMap<Ipv4Addr, Binding>,
-    /// The private address of each binding, by its meter.
-    metered: HashMap<u32, Ipv4Addr>,
+    /// Every binding that the datapath has to serve.
+    bindings: Bindings,
+    /// The meter of each of them, by private address.
+    bound: HashMap<Ipv4Addr, u32>,
     /// VMs without the public IP that they should have, in the order of their turn.
     waiting: BTreeSet<(SystemTime, Name)>,
     closing: BTreeMap<u32, Closing>,
@@ -142,8 +147,8 @@ impl Model {
             requests: HashMap::new(),
             vms: BTreeMap::new(),
             vm_names: HashMap::new(),
+            bindings: Bindings::default(),
             bound: HashMap::new(),
-            metered: HashMap::new(),
             waiting: BTreeSet::new(),
             closing: BTreeMap::new(),
             accounts: BTreeMap::new(),
@@ -153,12 +158,12 @@ impl Model {
 
     /// Every EIP, by address.
     pub fn eips(&self) -> impl Iterator<Item = &Eip> {
-        self.eips.values()
+        self.eips.values().map(|eip| &**eip)
     }
 
     /// EIPs by address, from one on.
     pub fn eips_from(&self, address: Ipv4Addr) -> impl Iterator<Item = &Eip> {
-        self.eips.range(address..).map(|(_, eip)| eip)
+        self.eips.range(address..).map(|(_, eip)| &**eip)
     }
 
     /// One EIP.
@@ -166,17 +171,27 @@ impl Model {
     /// # Errors
     /// If the address is nobody's.
     pub fn eip(&self, address: Ipv4Addr) -> Result<&Eip, Refusal> {
-        self.eips.get(&address).ok_or(Refusal::UnknownEip(address))
+        self.held(address).ok_or(Refusal::UnknownEip(address))
+    }
+
+    fn held(&self, address: Ipv4Addr) -> Option<&Eip> {
+        self.eips.get(&address).map(|eip| &**eip)
     }
 
     /// The EIP that an account has got by a name of its own.
     fn requested(&self, account: &Name, request: Option<&Name>) -> Option<&Eip> {
-        self.eips.get(self.requests.get(&(account.clone(), request?.clone()))?)
+        self.held(*self.requests.get(&(account.clone(), request?.clone()))?)
     }
 
     /// Every VM, by name.
     pub fn vms(&self) -> impl Iterator<Item = &Vm> {
-        self.vms.values()
+        self.vms.values().map(|vm| &**vm)
+    }
+
+    /// VMs by name, from one on.
+    pub fn vms_from(&self, name: Option<&Name>) -> impl Iterator<Item = &Vm> {
+        let from = name.map_or(Bound::Unbounded, Bound::Included);
+        self.vms.range::<Name, _>((from, Bound::Unbounded)).map(|(_, vm)| &**vm)
     }
 
     /// One VM.
@@ -184,44 +199,33 @@ impl Model {
     /// # Errors
     /// If there is none of that name.
     pub fn vm(&self, name: &Name) -> Result<&Vm, Refusal> {
-        self.vms.get(name).ok_or_else(|| Refusal::UnknownVm(name.clone()))
+        self.vms.get(name).map(|vm| &**vm).ok_or_else(|| Refusal::UnknownVm(name.clone()))
     }
 
     /// The VM that has a private address.
     #[must_use]
     pub fn vm_at(&self, private_ip: Ipv4Addr) -> Option<&Vm> {
-        self.vms.get(self.vm_names.get(&private_ip)?)
+        self.vms.get(self.vm_names.get(&private_ip)?).map(|vm| &**vm)
     }
 
     /// The EIP that stands for a private address.
     #[must_use]
     pub fn eip_of(&self, private_ip: Ipv4Addr) -> Option<&Eip> {
-        self.eips.get(&self.bound.get(&private_ip)?.public_ip)
+        self.held(self.bindings.get(*self.bound.get(&private_ip)?)?.public_ip)
     }
 
     /// Every binding that the datapath has to serve.
-    pub fn bindings(&self) -> impl Iterator<Item = Binding> {
-        self.bound.values().copied()
-    }
-
-    /// Whether the datapath has to serve this very binding.
     #[must_use]
-    pub fn is_bound(&self, binding: &Binding) -> bool {
-        self.bound.get(&binding.private_ip) == Some(binding)
-    }
-
-    /// The binding that counts on a meter.
-    #[must_use]
-    pub fn binding_on(&self, meter: u32) -> Option<Binding> {
-        self.bound.get(self.metered.get(&meter)?).copied()
+    pub const fn bindings(&self) -> &Bindings {
+        &self.bindings
     }
 
     /// On whose account the traffic of a meter goes, if a binding counts on it.
     #[must_use]
     pub fn payer(&self, meter: u32) -> Option<Payer> {
-        let Binding { public_ip: address, private_ip, .. } = self.binding_on(meter)?;
+        let Binding { public_ip: address, private_ip, .. } = self.bindings.get(meter)?;
         let vm = self.vm_at(private_ip);
-        let eip = self.eips.get(&address).filter(|eip| eip.binding().is_some());
+        let eip = self.held(address).filter(|eip| eip.binding().is_some());
         let account = eip.map(|eip| &eip.account).or_else(|| vm.map(|vm| &vm.account))?;
         Some(Payer { address, account: account.clone(), vm: vm.map(|vm| vm.name.clone()) })
     }
@@ -229,14 +233,9 @@ impl Model {
     /// The meter on which the binding of a public address counts.
     #[must_use]
     pub fn meter_of(&self, address: Ipv4Addr) -> Option<u32> {
-        let eip = self.eips.get(&address).map(Eip::binding);
+        let eip = self.held(address).map(Eip::binding);
         let public_ip = || self.vms().filter_map(Vm::binding).find(|binding| binding.public_ip == address);
         eip.unwrap_or_else(public_ip).map(|binding| binding.meter)
-    }
-
-    /// The meters in a range on which a binding counts.
-    pub fn metered(&self, meters: Range<u32>) -> impl Iterator<Item = u32> {
-        meters.filter(|meter| self.metered.contains_key(meter))
     }
 
     /// One more than the highest meter that was ever in use.
@@ -247,8 +246,14 @@ impl Model {
 
     /// How many bindings there are.
     #[must_use]
-    pub fn bound(&self) -> usize {
-        self.bound.len()
+    pub const fn bound(&self) -> usize {
+        self.bindings.len()
+    }
+
+    /// What is still to be read on a meter for the last time.
+    #[must_use]
+    pub fn closing_on(&self, meter: u32) -> Option<&Closing> {
+        self.closing.get(&meter)
     }
 
     /// Meters that are still to be read for the last time.
@@ -282,9 +287,12 @@ impl Model {
             self.bind(&binding)?;
         }
         match record {
-            Record::Eip(eip) => {
+            Record::Eip(mut eip) => {
                 self.hold(eip.address)?;
-                self.accounts.entry(eip.account.clone()).or_default().eips += 1;
+                if let Some(pool) = self.pool(&eip.pool) {
+                    eip.pool = pool.spec.name.clone();
+                }
+                eip.account = self.count_in(eip.account, |holdings| holdings.eips += 1);
                 if let Some(request) = &eip.request
                     && let Some(other) =
                         self.requests.insert((eip.account.clone(), request.clone()), eip.address)
@@ -293,7 +301,7 @@ impl Model {
                 }
                 self.eips.insert(eip.address, eip);
             }
-            Record::Vm(vm) => {
+            Record::Vm(mut vm) => {
                 if let Some(public_ip) = vm.public_ip {
                     self.hold(public_ip.address)?;
                 }
@@ -301,7 +309,7 @@ impl Model {
                     return Err(format!("the VMs {other} and {} have the same address", vm.name));
                 }
                 self.waiting.extend(vm.waiting_since.map(|since| (since, vm.name.clone())));
-                self.accounts.entry(vm.account.clone()).or_default().vms += 1;
+                vm.account = self.count_in(vm.account, |holdings| holdings.vms += 1);
                 self.vms.insert(vm.name.clone(), vm);
             }
             Record::Returned(Returned { address, free_at }) => {
@@ -319,8 +327,9 @@ impl Model {
 
     fn bind(&mut self, binding: &Binding) -> Result<(), String> {
         self.take_meter(binding.meter)?;
-        self.metered.insert(binding.meter, binding.private_ip);
-        match self.bound.insert(binding.private_ip, *binding) {
+        self.bindings.insert(*binding);
+        match self.bound.insert(binding.private_ip, binding.meter).and_then(|other| self.bindings.get(other))
+        {
             None => Ok(()),
             Some(other) => {
                 Err(format!("{} and {} stand for {}", other.public_ip, binding.public_ip, binding.private_ip))
@@ -344,13 +353,13 @@ impl Model {
     fn remove(&mut self, record: &Record) {
         if let Some(binding) = record.binding() {
             self.bound.remove(&binding.private_ip);
-            self.metered.remove(&binding.meter);
+            self.bindings.remove(binding.meter);
             self.meters.give_back(binding.meter);
         }
         match record {
             Record::Eip(eip) => {
                 self.let_go(eip.address);
-                self.count(&eip.account, |holdings| holdings.eips -= 1);
+                self.count_out(&eip.account, |holdings| holdings.eips -= 1);
                 if let Some(request) = &eip.request {
                     self.requests.remove(&(eip.account.clone(), request.clone()));
                 }
@@ -363,7 +372,7 @@ impl Model {
                 if let Some(since) = vm.waiting_since {
                     self.waiting.remove(&(since, vm.name.clone()));
                 }
-                self.count(&vm.account, |holdings| holdings.vms -= 1);
+                self.count_out(&vm.account, |holdings| holdings.vms -= 1);
                 self.vm_names.remove(&vm.private_ip);
                 self.vms.remove(&vm.name);
             }
@@ -385,7 +394,15 @@ impl Model {
         }
     }
 
-    fn count(&mut self, account: &Name, change: impl FnOnce(&mut Holdings)) {
+    /// An account has something more. Answers the copy of its name that all share who have it.
+    fn count_in(&mut self, account: Name, change: impl FnOnce(&mut Holdings)) -> Name {
+        let entry = self.accounts.entry(account);
+        let name = entry.key().clone();
+        change(entry.or_default());
+        name
+    }
+
+    fn count_out(&mut self, account: &Name, change: impl FnOnce(&mut Holdings)) {
         if let Some(holdings) = self.accounts.get_mut(account) {
             change(holdings);
             if *holdings == Holdings::default() {

@@ -6,10 +6,10 @@ use std::time::SystemTime;
 
 use nat_common::abi::Meter;
 
-use super::pool::Pool;
+use super::draft::Draft;
 use super::{
-    Attachment, Carried, Change, Closing, Eip, Model, Name, PublicIp, Record, Refusal, Returned,
-    SPARE_METERS, Subject, Target, Vm, unusable,
+    Attachment, Carried, Change, Closing, Eip, Model, Name, Past, Record, Refusal, Subject, Target, Vm,
+    unusable,
 };
 
 /// What somebody wants.
@@ -60,16 +60,6 @@ pub struct Allocation {
     pub request: Option<Name>,
 }
 
-/// A change that is being put together, and what it has already taken of the state that it starts from.
-struct Draft<'a> {
-    model: &'a Model,
-    change: Change,
-    now: SystemTime,
-    free_meters: Box<dyn Iterator<Item = u32> + 'a>,
-    /// Bindings at the end of the change.
-    bound: usize,
-}
-
 impl Model {
     /// What `command` would change now.
     ///
@@ -110,10 +100,10 @@ impl Model {
             let vm = self.vms.get(name)?;
             let pool = vm.pool.as_ref().filter(|pool| has_one.get(pool) == Some(&true));
             pool?;
-            let mut draft = Draft::new(self, Subject::Vm(vm.clone()), now);
+            let mut draft = Draft::new(self, now);
             let after = draft.with_public_ip(vm).ok()?;
             let public_ip = after.public_ip?.address;
-            draft.change.push(Some(Record::Vm(vm.clone())), Some(Record::Vm(after.clone())));
+            draft.edit_vm(Some(vm), Some(&after));
             Some(draft.done(Subject::Vm(after), format!("VM {name} has waited and gets {public_ip}")))
         })
     }
@@ -132,8 +122,9 @@ impl Model {
         }
         for (address, more) in carried {
             let Some(eip) = self.eips.get(&address) else { continue };
-            let after = Eip { carried: Some(eip.carried.unwrap_or_default().and(more)), ..eip.clone() };
-            change.push(Some(Record::Eip(eip.clone())), Some(Record::Eip(after)));
+            let all = eip.carried.get().unwrap_or_default().and(more);
+            let after = Eip { carried: Some(all).into(), ..Eip::clone(eip) };
+            change.push(Some(Record::Eip(eip.clone())), Some(Record::Eip(after.into())));
         }
         change.what = format!("{} meters closed", read.len());
         change
@@ -145,8 +136,10 @@ impl Model {
         let what = "counters of EIPs begin anew".to_owned();
         let mut change = Change { is_bookkeeping: true, what, ..Change::nothing(Subject::Many) };
         for eip in self.eips() {
-            let after = Eip { carried: eip.carried.map(|_| Carried::default()), ..eip.clone() };
-            change.push(Some(Record::Eip(eip.clone())), Some(Record::Eip(after)));
+            if let Past::Something(_) = eip.carried {
+                let after = Eip { carried: Past::Nothing, ..eip.clone() };
+                change.push(Some(Record::Eip(eip.clone().into())), Some(Record::Eip(after.into())));
+            }
         }
         change
     }
@@ -165,46 +158,16 @@ impl Model {
         let pool = wanted.pool.as_ref();
         let named =
             pool.map(|name| self.pool(name).ok_or_else(|| Refusal::UnknownPool(name.clone()))).transpose()?;
-        let (pool, address) = if let Some(address) = wanted.address {
-            (self.wanted(address, named, now)?, address)
+        let mut draft = Draft::new(self, now);
+        let address = if let Some(address) = wanted.address {
+            address
         } else {
-            let pool = named.or_else(|| self.default_pool()).ok_or(Refusal::WhichPool)?;
-            (pool, pool.next(now)?)
+            named.or_else(|| self.default_pool()).ok_or(Refusal::WhichPool)?.next(now)?
         };
-        if let Some(quota) = self.quota(&account).eips.filter(|quota| self.holdings(&account).eips >= *quota)
-        {
-            return Err(Refusal::EipQuota { account, quota });
-        }
-        let name = pool.spec.name.clone();
-        let what = format!("{address} of pool {name} allocated to account {account}");
-        let request = wanted.request.clone();
-        let eip = Eip { address, pool: name, account, request, attached: None, carried: None };
-        let mut draft = Draft::new(self, Subject::Eip(eip.clone()), now);
-        draft.take_from(pool, address);
-        draft.change.push(None, Some(Record::Eip(eip.clone())));
+        let eip = Eip { request: wanted.request.clone(), ..draft.allocate(address, named, account)? };
+        let what = format!("{address} of pool {} allocated to account {}", eip.pool, eip.account);
+        draft.edit_eip(None, &eip);
         Ok(draft.done(Subject::Eip(eip), what))
-    }
-
-    /// The pool of an address that was asked for by itself, if it can be had.
-    fn wanted<'a>(
-        &'a self,
-        address: Ipv4Addr,
-        named: Option<&'a Pool>,
-        now: SystemTime,
-    ) -> Result<&'a Pool, Refusal> {
-        let pool = self.pool_of(address).ok_or(Refusal::InNoPool(address))?;
-        if let Some(named) = named.filter(|named| named.spec.name != pool.spec.name) {
-            let (actual, wanted) = (pool.spec.name.clone(), named.spec.name.clone());
-            return Err(Refusal::InOtherPool { address, actual, wanted });
-        }
-        if let Some(holder) = self.eips.get(&address) {
-            return Err(Refusal::Held { address, account: holder.account.clone() });
-        }
-        if pool.holds(address) {
-            return Err(Refusal::HeldByVm(address));
-        }
-        pool.check(address, now)?;
-        Ok(pool)
     }
 
     fn plan_attach(
@@ -219,35 +182,12 @@ impl Model {
             Target::PrivateIp(private_ip) => *private_ip,
             Target::Vm(name) => self.vm(name)?.private_ip,
         };
-        let vm = self.vm_at(private_ip);
-        let old = before.attached.map(|attached| attached.private_ip);
-        if old == Some(private_ip) {
+        let (vm, old) = (self.vm_at(private_ip), before.attached.map(|attached| attached.private_ip));
+        let mut draft = Draft::new(self, now);
+        let Some(after) = draft.attach(before, private_ip, reassign)? else {
             return Ok(Change::nothing(Subject::Eip(before.clone())));
-        }
-        self.check_private(private_ip)?;
-        if let Some(vm) = vm.filter(|vm| vm.account != before.account) {
-            let (name, theirs, ours) = (vm.name.clone(), vm.account.clone(), before.account.clone());
-            return Err(Refusal::OtherAccount { eip, account: ours, vm: name, owner: theirs });
-        }
-        if let Some(private_ip) = old.filter(|_| !reassign) {
-            return Err(Refusal::Attached { eip, private_ip });
-        }
-        if let Some(other) = self.eip_of(private_ip) {
-            return Err(Refusal::PrivateIpBound { private_ip, eip: other.address });
-        }
-
-        let mut draft = Draft::new(self, Subject::Eip(before.clone()), now);
-        if let Some(vm) = vm {
-            draft.take_public_ip(vm);
-        }
-        draft.close(before, old.and_then(|old| self.vm_at(old)));
-        let meter = draft.bind()?;
-        let after = Eip {
-            attached: Some(Attachment { private_ip, meter }),
-            carried: Some(before.carried.unwrap_or_default()),
-            ..before.clone()
         };
-        draft.change.push(Some(Record::Eip(before.clone())), Some(Record::Eip(after.clone())));
+        draft.edit_eip(Some(before), &after);
         if let Some(old) = old.and_then(|old| self.vm_at(old)) {
             draft.give_public_ip(old);
         }
@@ -261,7 +201,7 @@ impl Model {
         let Some(Attachment { private_ip, .. }) = before.attached else {
             return Ok(Change::nothing(Subject::Eip(before.clone())));
         };
-        let mut draft = Draft::new(self, Subject::Eip(before.clone()), now);
+        let mut draft = Draft::new(self, now);
         let vm = self.vm_at(private_ip);
         let after = draft.detach(before, vm);
         if let Some(vm) = vm {
@@ -275,8 +215,8 @@ impl Model {
         if let Some(Attachment { private_ip, .. }) = before.attached {
             return Err(Refusal::Attached { eip, private_ip });
         }
-        let mut draft = Draft::new(self, Subject::Eip(before.clone()), now);
-        draft.change.push(Some(Record::Eip(before.clone())), None);
+        let mut draft = Draft::new(self, now);
+        draft.change.push(Some(Record::Eip(before.clone().into())), None);
         // What is still to be read is not the next holder's.
         for closing in self.closing.values().filter(|closing| closing.of_eip && closing.address == eip) {
             let after = Closing { of_eip: false, ..closing.clone() };
@@ -302,7 +242,7 @@ impl Model {
             let same = |vm: &Vm| (vm.private_ip, vm.account.clone(), vm.pool.is_some());
             let is_pool = named.is_none() || there.pool.as_ref() == named;
             return if is_pool && same(there) == same(&vm) {
-                Ok(Change::nothing(Subject::Vm(there.clone())))
+                Ok(Change::nothing(Subject::Vm(Vm::clone(there))))
             } else {
                 Err(Refusal::VmExists { name: vm.name, private_ip: there.private_ip })
             };
@@ -320,9 +260,9 @@ impl Model {
         if let Some(quota) = quota.filter(|quota| self.holdings(&vm.account).vms >= *quota) {
             return Err(Refusal::VmQuota { account: vm.account, quota });
         }
-        let mut draft = Draft::new(self, Subject::Vm(vm.clone()), now);
+        let mut draft = Draft::new(self, now);
         let vm = if vm.pool.is_some() && eip.is_none() { draft.with_public_ip(&vm)? } else { vm };
-        draft.change.push(None, Some(Record::Vm(vm.clone())));
+        draft.edit_vm(None, Some(&vm));
         let with = match (vm.public_ip, eip) {
             (Some(public_ip), _) => format!(" with {}", public_ip.address),
             (None, Some(eip)) => format!(" with {}", eip.address),
@@ -334,118 +274,23 @@ impl Model {
 
     fn plan_destroy(&self, name: &Name, now: SystemTime) -> Result<Change, Refusal> {
         let vm = self.vm(name)?;
-        let mut draft = Draft::new(self, Subject::Vm(vm.clone()), now);
+        let mut draft = Draft::new(self, now);
         if let Some(eip) = self.eip_of(vm.private_ip) {
             draft.detach(eip, Some(vm));
         }
-        draft.change.push(Some(Record::Vm(vm.clone())), None);
+        draft.edit_vm(Some(vm), None);
         draft.return_public_ip(vm);
         Ok(draft.done(Subject::Vm(vm.clone()), format!("VM {name} destroyed, {} is free", vm.private_ip)))
     }
 
     /// Whether an address can be a VM's.
-    fn check_private(&self, private_ip: Ipv4Addr) -> Result<(), Refusal> {
+    pub(super) fn check_private(&self, private_ip: Ipv4Addr) -> Result<(), Refusal> {
         if let Some(range) = unusable(private_ip.into()) {
             return Err(Refusal::Unusable { private_ip, range });
         }
         match self.pool_of(private_ip) {
             Some(pool) => Err(Refusal::NotPrivate { private_ip, pool: pool.spec.name.clone() }),
             None => Ok(()),
-        }
-    }
-}
-
-impl<'a> Draft<'a> {
-    fn new(model: &'a Model, subject: Subject, now: SystemTime) -> Self {
-        Self {
-            model,
-            change: Change::nothing(subject),
-            now,
-            free_meters: Box::new(model.meters.free()),
-            bound: model.bound.len(),
-        }
-    }
-
-    fn done(self, subject: Subject, what: String) -> Change {
-        Change { subject, what, ..self.change }
-    }
-
-    /// Makes room for one more binding, and answers its meter.
-    fn bind(&mut self) -> Result<u32, Refusal> {
-        if self.bound >= self.model.capacity as usize {
-            return Err(Refusal::NoRoom(self.model.capacity));
-        }
-        self.bound += 1;
-        self.free_meters.next().ok_or(Refusal::TooManyEnd(SPARE_METERS))
-    }
-
-    /// Ends an EIP's binding, if it has one; `vm` is what it stands for.
-    fn close(&mut self, eip: &Eip, vm: Option<&Vm>) {
-        if let Some(Attachment { meter, .. }) = eip.attached {
-            self.closing(meter, eip.address, &eip.account, vm, true);
-        }
-    }
-
-    fn closing(&mut self, meter: u32, address: Ipv4Addr, account: &Name, vm: Option<&Vm>, of_eip: bool) {
-        self.bound -= 1;
-        let (account, vm) = (account.clone(), vm.map(|vm| vm.name.clone()));
-        self.change.push(None, Some(Record::Closing(Closing { meter, address, account, vm, of_eip })));
-    }
-
-    /// An EIP stands for nothing any more.
-    fn detach(&mut self, before: &Eip, vm: Option<&Vm>) -> Eip {
-        self.close(before, vm);
-        let after = Eip { attached: None, ..before.clone() };
-        self.change.push(Some(Record::Eip(before.clone())), Some(Record::Eip(after.clone())));
-        after
-    }
-
-    /// Takes the public IP from a VM that gets an EIP; it waits for none any more.
-    fn take_public_ip(&mut self, vm: &Vm) {
-        let after = Vm { public_ip: None, waiting_since: None, ..vm.clone() };
-        self.change.push(Some(Record::Vm(vm.clone())), Some(Record::Vm(after)));
-        self.return_public_ip(vm);
-    }
-
-    fn return_public_ip(&mut self, vm: &Vm) {
-        if let Some(PublicIp { address, meter }) = vm.public_ip {
-            self.closing(meter, address, &vm.account, Some(vm), false);
-            self.give_back(address);
-        }
-    }
-
-    /// Gives a public IP to a VM that has lost its EIP, if it is to have one. If there is none, the VM waits.
-    fn give_public_ip(&mut self, vm: &Vm) {
-        if vm.pool.is_none() {
-            return;
-        }
-        let after =
-            self.with_public_ip(vm).unwrap_or_else(|_| Vm { waiting_since: Some(self.now), ..vm.clone() });
-        self.change.push(Some(Record::Vm(vm.clone())), Some(Record::Vm(after)));
-    }
-
-    /// The VM with a public IP. The edit of the VM is the caller's.
-    fn with_public_ip(&mut self, vm: &Vm) -> Result<Vm, Refusal> {
-        let name = vm.pool.as_ref().ok_or(Refusal::WhichPool)?;
-        let pool = self.model.pool(name).ok_or_else(|| Refusal::UnknownPool(name.clone()))?;
-        let address = pool.next(self.now)?;
-        let meter = self.bind()?;
-        self.take_from(pool, address);
-        Ok(Vm { public_ip: Some(PublicIp { address, meter }), waiting_since: None, ..vm.clone() })
-    }
-
-    /// An address leaves its pool.
-    fn take_from(&mut self, pool: &Pool, address: Ipv4Addr) {
-        if let Some(free_at) = pool.returned(address) {
-            self.change.push(Some(Record::Returned(Returned { address, free_at })), None);
-        }
-    }
-
-    /// An address goes back to its pool.
-    fn give_back(&mut self, address: Ipv4Addr) {
-        if let Some(pool) = self.model.pool_of(address) {
-            let free_at = self.now + pool.spec.reuse_delay;
-            self.change.push(None, Some(Record::Returned(Returned { address, free_at })));
         }
     }
 }

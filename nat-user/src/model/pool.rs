@@ -77,11 +77,17 @@ impl Pool {
         }
     }
 
-    /// Whether an address of the pool that nobody holds can be handed out.
-    pub(super) fn check(&self, address: Ipv4Addr, now: SystemTime) -> Result<(), Refusal> {
-        match self.returned.get(&address) {
+    /// Whether an address of the pool that nobody holds can be handed out; `returned`: when it will be free that is only just
+    /// given back.
+    pub(super) fn check(
+        &self,
+        address: Ipv4Addr,
+        returned: Option<SystemTime>,
+        now: SystemTime,
+    ) -> Result<(), Refusal> {
+        match returned.or_else(|| self.returned(address)) {
             _ if self.spec.reserve.contains(&address) => Err(Refusal::Reserved(address)),
-            Some(&free_at) if free_at > now => {
+            Some(free_at) if free_at > now => {
                 Err(Refusal::Cooling { address, free_at, wait: wait(now, free_at) })
             }
             _ => Ok(()),
@@ -101,7 +107,9 @@ impl Pool {
     /// Somebody has the address from now on; false if somebody had it already.
     pub(super) fn hold(&mut self, address: Ipv4Addr) -> bool {
         let is_new = self.held.insert(address);
-        self.skip_touched();
+        if self.fresh == Some(address) {
+            self.skip_touched();
+        }
         is_new
     }
 

@@ -30,8 +30,8 @@ pub struct Eip {
     pub request: Option<Name>,
     /// What it is attached to.
     pub attached: Option<Attachment>,
-    /// What it has carried before it was attached as it is now; `None` if it was never attached.
-    pub carried: Option<Carried>,
+    /// What it has carried before it was attached as it is now.
+    pub carried: Past,
 }
 
 impl Eip {
@@ -113,6 +113,47 @@ impl Carried {
     }
 }
 
+/// What an EIP has carried in the past. It is small: there are a million of them, and most have carried nothing before.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Option<Carried>", into = "Option<Carried>")]
+pub enum Past {
+    /// It was never attached.
+    #[default]
+    Never,
+    /// It was, and has carried nothing.
+    Nothing,
+    /// It has carried this, which is not nothing.
+    Something(Box<Carried>),
+}
+
+impl Past {
+    /// What it has carried; `None` if it was never attached.
+    #[must_use]
+    pub fn get(&self) -> Option<Carried> {
+        match self {
+            Self::Never => None,
+            Self::Nothing => Some(Carried::default()),
+            Self::Something(carried) => Some(**carried),
+        }
+    }
+}
+
+impl From<Option<Carried>> for Past {
+    fn from(carried: Option<Carried>) -> Self {
+        match carried {
+            None => Self::Never,
+            Some(carried) if carried == Carried::default() => Self::Nothing,
+            Some(carried) => Self::Something(Box::new(carried)),
+        }
+    }
+}
+
+impl From<Past> for Option<Carried> {
+    fn from(past: Past) -> Self {
+        past.get()
+    }
+}
+
 /// A virtual machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -176,13 +217,13 @@ pub struct Closing {
     pub of_eip: bool,
 }
 
-/// One thing of the desired state.
+/// One thing of the desired state. A large one stands in a box: there may be a million in a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// An EIP, by its address.
-    Eip(Eip),
+    Eip(Box<Eip>),
     /// A VM, by its name.
-    Vm(Vm),
+    Vm(Box<Vm>),
     /// A returned address, by itself.
     Returned(Returned),
     /// A closing meter, by its index.
@@ -229,6 +270,8 @@ pub struct Edit {
     /// `None` if it goes.
     pub after: Option<Record>,
 }
+
+const _: () = assert!(size_of::<Eip>() <= 56 && size_of::<Record>() <= 32, "there may be millions of them");
 
 impl Edit {
     /// Which record it is about.

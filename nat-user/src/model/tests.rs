@@ -218,7 +218,7 @@ fn bindings_are_limited_and_meters_are_free_again() {
     let carried = Meter { in_bytes: 7, ..Meter::default() };
     let close = model.plan_close(&[(closing[0].clone(), carried)]);
     model.apply(close);
-    assert_eq!(model.eip(eips[0].parse().unwrap()).unwrap().carried.unwrap().in_bytes, 7);
+    assert_eq!(model.eip(eips[0].parse().unwrap()).unwrap().carried.get().unwrap().in_bytes, 7);
     let other = model.plan(&attach(eips[2], "10.0.0.3"), at(0)).unwrap();
     assert_eq!(other.new_meters().collect::<Vec<_>>(), [0]);
 }
@@ -420,4 +420,40 @@ fn the_same_request_gets_the_same_eip_once() {
     assert_eq!(other, "203.0.113.1 of pool default allocated to account other");
     let after_release = run(&mut model, &[(0, release("203.0.113.0")), (0, acme)]);
     assert_eq!(after_release, "203.0.113.2 of pool default allocated to account acme");
+}
+
+/// What one line gives back another one may take, where the pool keeps nothing.
+#[test]
+fn an_import_may_take_what_it_gives_back() {
+    let pool = PoolSpec { reuse_delay: Duration::ZERO, ..spec("p", "203.0.113.0/30") };
+    let mut model = Model::new(Spec { pools: vec![pool], ..Spec::default() }, 8);
+    run(&mut model, &[(0, create("web", "10.0.0.1", "default", true))]);
+    let line = |number, eip: &str, private_ip: &str| Line {
+        number,
+        eip: eip.parse().unwrap(),
+        private_ip: private_ip.parse().unwrap(),
+        account: None,
+    };
+    let early = line(1, "203.0.113.0", "10.0.0.2");
+    let lines = [line(2, "203.0.113.1", "10.0.0.1"), line(3, "203.0.113.0", "10.0.0.2")];
+    assert_eq!(
+        model.plan_import(&[early], at(0)).unwrap_err().refusal,
+        Refusal::HeldByVm([203, 0, 113, 0].into())
+    );
+    let change = model.plan_import(&lines, at(0)).unwrap();
+    assert!(!change.edits().iter().any(|edit| matches!(edit.after, Some(Record::Returned(_)))));
+    model.apply(change);
+    assert_eq!((model.eips().count(), model.bound(), model.pools(at(0)).next().unwrap().free), (2, 2, 2));
+}
+
+#[test]
+fn equal_names_in_the_model_are_one() {
+    let mut model = model(&[("p", "203.0.113.0/30")], 8);
+    let account = || Some("acme".parse().unwrap());
+    for _ in 0..2 {
+        let wanted = Allocation { account: account(), ..Allocation::default() };
+        run(&mut model, &[(0, Command::Allocate(wanted))]);
+    }
+    let [one, other] = [0, 1].map(|n| model.eip([203, 0, 113, n].into()).unwrap());
+    assert!(one.account.is_copy_of(&other.account) && one.pool.is_copy_of(&other.pool));
 }

@@ -20,16 +20,25 @@
 //! in between leaves halves, which the next start compares like everything else.
 
 mod patrol;
+mod standing;
+mod survey;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
+use std::mem::discriminant;
 use std::net::Ipv4Addr;
 
 use crate::dataplane::{Binding, Dataplane, Half};
+use crate::model::Bindings;
 pub use patrol::Patrol;
+use standing::Standing;
+pub use survey::Survey;
 
-/// One write to the datapath.
+/// How many halves are inserted at a time.
+const INSERTED_AT_ONCE: usize = 4096;
+
+/// One write to the datapath. Inserts of a kind that follow each other are made at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// [`Dataplane::remove`].
@@ -57,56 +66,45 @@ pub fn plan(desired: &BTreeSet<Half>, actual: &BTreeSet<Half>) -> Vec<Step> {
 ///
 /// # Errors
 /// At the first step that fails; those before it are done.
-pub fn apply(dataplane: &mut dyn Dataplane, steps: &[Step]) -> anyhow::Result<()> {
-    let applied = steps.iter().try_for_each(|step| match *step {
-        Step::Remove(half) => dataplane.remove(half),
-        Step::Quiesce => dataplane.quiesce(),
-        Step::Insert(half) => dataplane.insert(half),
-    });
+pub fn apply(dataplane: &mut dyn Dataplane, steps: impl IntoIterator<Item = Step>) -> anyhow::Result<()> {
+    let applied = apply_all(dataplane, steps);
     applied.inspect_err(|_| {
         // Whoever tries again may only have something to insert. What failed first is what has to be told.
         let _ = dataplane.quiesce();
     })
 }
 
-/// Removes everything from the datapath that is not `desired`, and answers what is left.
-///
-/// # Errors
-/// If the datapath cannot be written.
-pub fn remove_others(
-    dataplane: &mut dyn Dataplane,
-    desired: impl IntoIterator<Item = Binding>,
-    actual: &BTreeSet<Half>,
-) -> anyhow::Result<BTreeSet<Half>> {
-    let left = actual.intersection(&halves(desired)).copied().collect();
-    apply(dataplane, &plan(&left, actual))?;
-    Ok(left)
+fn apply_all(dataplane: &mut dyn Dataplane, steps: impl IntoIterator<Item = Step>) -> anyhow::Result<()> {
+    // What is inserted one after another and of a kind goes in at once.
+    let mut inserts: Vec<Half> = Vec::new();
+    for step in steps {
+        let goes_along = match (step, inserts.last()) {
+            (Step::Insert(half), Some(last)) => {
+                discriminant(&half) == discriminant(last) && inserts.len() < INSERTED_AT_ONCE
+            }
+            _ => inserts.is_empty(),
+        };
+        if !goes_along {
+            dataplane.insert(&inserts)?;
+            inserts.clear();
+        }
+        match step {
+            Step::Remove(half) => dataplane.remove(half)?,
+            Step::Quiesce => dataplane.quiesce()?,
+            Step::Insert(half) => inserts.push(half),
+        }
+    }
+    if inserts.is_empty() { Ok(()) } else { dataplane.insert(&inserts) }
 }
 
-/// Brings everything in the datapath to `desired`, and says what it took.
+/// Brings everything in the datapath to `desired`.
 ///
 /// # Errors
 /// If the datapath cannot be read or written.
-pub fn everything(
-    dataplane: &mut dyn Dataplane,
-    desired: impl IntoIterator<Item = Binding>,
-) -> anyhow::Result<Vec<Step>> {
-    let actual = dataplane.halves()?.into_iter().collect();
-    everything_from(dataplane, desired, &actual)
-}
-
-/// [`everything`], for who knows already what stands in the datapath.
-///
-/// # Errors
-/// If the datapath cannot be written.
-pub fn everything_from(
-    dataplane: &mut dyn Dataplane,
-    desired: impl IntoIterator<Item = Binding>,
-    actual: &BTreeSet<Half>,
-) -> anyhow::Result<Vec<Step>> {
-    let steps = plan(&halves(desired), actual);
-    apply(dataplane, &steps)?;
-    Ok(steps)
+pub fn everything(dataplane: &mut dyn Dataplane, desired: &Bindings) -> anyhow::Result<()> {
+    let mut survey = Survey::of(dataplane, desired)?;
+    survey.remove_foreign(dataplane)?;
+    survey.insert_missing(dataplane, desired).map(drop)
 }
 
 /// Brings what one change touches to its desired state: the addresses of `before` and `after`, where `after` is
@@ -117,59 +115,74 @@ pub fn everything_from(
 /// If the datapath cannot be read or written.
 pub fn change(
     dataplane: &mut dyn Dataplane,
-    before: Vec<Binding>,
-    after: Vec<Binding>,
+    mut before: Vec<Binding>,
+    mut after: Vec<Binding>,
 ) -> anyhow::Result<()> {
-    for part in parts(before, after) {
+    before.sort_unstable_by_key(place);
+    after.sort_unstable_by_key(place);
+    let there = Standing::at(dataplane, &before, &after)?;
+    let mut from = (0, 0);
+    for to in parts(&before, &after) {
+        let (before, after) = (&before[from.0..to.0], &after[from.1..to.1]);
         let mut actual = BTreeSet::new();
-        for &Binding { public_ip, tenant, private_ip, .. } in part.before.iter().chain(&part.after) {
-            actual.extend(dataplane.inbound(public_ip)?.map(Half::Inbound));
-            actual.extend(dataplane.outbound(tenant, private_ip)?.map(Half::Outbound));
+        for &Binding { public_ip, tenant, private_ip, .. } in before.iter().chain(after) {
+            actual.extend(there.inbound(dataplane, public_ip)?.map(Half::Inbound));
+            actual.extend(there.outbound(dataplane, tenant, private_ip)?.map(Half::Outbound));
         }
-        apply(dataplane, &plan(&halves(part.after), &actual))?;
+        apply(dataplane, plan(&halves(after.iter().copied()), &actual))?;
+        from = to;
     }
     Ok(())
-}
-
-/// A change, or as much of it as is done at once.
-#[derive(Debug, Default)]
-struct Part {
-    before: Vec<Binding>,
-    after: Vec<Binding>,
 }
 
 /// How many bindings are changed at once.
 const PART: usize = 4096;
 
-/// Cuts a change into parts that have no address in common. A private address is in one part anyway; where a public one
-/// would be in two, it is all one part.
-fn parts(before: Vec<Binding>, after: Vec<Binding>) -> Vec<Part> {
+/// The public addresses of a change, sorted.
+fn publics(before: &[Binding], after: &[Binding]) -> Vec<Ipv4Addr> {
+    let mut publics: Vec<_> = before.iter().chain(after).map(|binding| binding.public_ip).collect();
+    publics.sort_unstable();
+    publics
+}
+
+/// Where a VM is.
+const fn place(binding: &Binding) -> (u32, Ipv4Addr) {
+    (binding.tenant, binding.private_ip)
+}
+
+/// Where a change, sorted by private addresses, is cut into parts that have no address in common: where each of them ends. A
+/// private address is in one part anyway; where a public one would be in two, it is all one part.
+fn parts(before: &[Binding], after: &[Binding]) -> Vec<(usize, usize)> {
+    let whole = (before.len(), after.len());
     if before.len() + after.len() <= PART {
-        return vec![Part { before, after }];
+        return vec![whole];
     }
-    let mut by_private = BTreeMap::<(u32, Ipv4Addr), Part>::new();
-    for binding in &before {
-        by_private.entry((binding.tenant, binding.private_ip)).or_default().before.push(*binding);
-    }
-    for binding in &after {
-        by_private.entry((binding.tenant, binding.private_ip)).or_default().after.push(*binding);
-    }
-    let (mut parts, mut places) = (vec![Part::default()], HashMap::new());
-    for one in by_private.into_values() {
-        if parts.last().is_some_and(|part| part.before.len() + part.after.len() >= PART) {
-            parts.push(Part::default());
-        }
-        for binding in one.before.iter().chain(&one.after) {
-            if *places.entry(binding.public_ip).or_insert(parts.len()) != parts.len() {
-                return vec![Part { before, after }];
+    let (mut ends, mut from, mut to) = (Vec::new(), (0, 0), (0, 0));
+    let publics = publics(before, after);
+    // Those that go from one private address to another.
+    let repeated = publics.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| (pair[0], None));
+    let mut parts_of: HashMap<Ipv4Addr, Option<usize>> = repeated.collect();
+    while to != whole {
+        let next = before.get(to.0).into_iter().chain(after.get(to.1)).map(place).min();
+        let of_next =
+            |rest: &[Binding]| rest.iter().take_while(|binding| Some(place(binding)) == next).count();
+        let end = (to.0 + of_next(&before[to.0..]), to.1 + of_next(&after[to.1..]));
+        for binding in before[to.0..end.0].iter().chain(&after[to.1..end.1]) {
+            let part = parts_of.get_mut(&binding.public_ip).map(|part| *part.get_or_insert(ends.len()));
+            if part.is_some_and(|part| part != ends.len()) {
+                return vec![whole];
             }
         }
-        if let Some(part) = parts.last_mut() {
-            part.before.extend(one.before);
-            part.after.extend(one.after);
+        to = end;
+        if to.0 - from.0 + to.1 - from.1 >= PART {
+            ends.push(to);
+            from = to;
         }
     }
-    parts
+    if from != whole {
+        ends.push(whole);
+    }
+    ends
 }
 
 fn halves(bindings: impl IntoIterator<Item = Binding>) -> BTreeSet<Half> {

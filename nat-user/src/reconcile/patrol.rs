@@ -1,12 +1,19 @@
 //! Looks whether the bindings in the datapath are the desired ones, a part at a time: a million at once would hold
 //! commands up. Whoever patrols lets others have their turn between two looks.
 
-use crate::dataplane::{AT_ONCE, Binding, Dataplane, Half, Place};
+use crate::dataplane::{Binding, Dataplane, Half, Place};
 use crate::model::Model;
 
 /// In how many rounds everything has been looked at. What goes missing right after it was seen is found when its kind has
 /// been looked at once more: one round later than that. At a round a second that leaves time to mend it within five.
 const ROUNDS: usize = 2;
+
+/// How many halves are read at a time. A command that comes meanwhile waits for as long as that takes, which is less than a
+/// millisecond.
+const AT_ONCE: u32 = 1024;
+
+/// How many meters are looked through for such as were not seen, for each half that is read at a time.
+const METERS: u32 = 32;
 
 /// How far a look at all bindings has come.
 #[derive(Debug)]
@@ -14,6 +21,9 @@ pub struct Patrol {
     place: Place,
     /// The halves of the present kind that have been seen, by meter.
     seen: Vec<bool>,
+    /// All halves of the kind have been read: from which meter on those are looked for that were not seen, and where it goes on
+    /// then.
+    unseen: Option<(u32, Place)>,
     /// How many are read at a time.
     at_once: u32,
 }
@@ -28,7 +38,7 @@ impl Patrol {
     /// One that reads so many halves at a time.
     #[must_use]
     pub const fn reading(at_once: u32) -> Self {
-        Self { place: Place { is_outbound: false, at: 0 }, seen: Vec::new(), at_once }
+        Self { place: Place { is_outbound: false, at: 0 }, seen: Vec::new(), unseen: None, at_once }
     }
 
     /// A meter has another owner from now on, which has not been seen yet.
@@ -41,8 +51,10 @@ impl Patrol {
     /// Of how many looks a round is made.
     #[must_use]
     pub fn looks(&self, model: &Model) -> usize {
-        // Each kind ends with a look that may find little.
-        (2 * model.bound()).div_ceil(ROUNDS * self.at_once as usize) + 2
+        let halves = (2 * model.bound()).div_ceil(ROUNDS).div_ceil(self.at_once as usize);
+        let meters = (2 * model.meters_used() as usize).div_ceil(ROUNDS * (self.at_once * METERS) as usize);
+        // Each kind ends with looks that may find little.
+        halves + meters + 4
     }
 
     /// Looks at some more of what stands in the datapath, and answers what is not as desired: bindings that somebody else
@@ -51,13 +63,16 @@ impl Patrol {
     /// # Errors
     /// If the datapath cannot be read.
     pub fn look(&mut self, dataplane: &dyn Dataplane, model: &Model) -> anyhow::Result<Vec<Binding>> {
+        if let Some((from, next)) = self.unseen {
+            return self.find_missing(dataplane, model, from, next);
+        }
         let (halves, next) = dataplane.some_halves(self.place, self.at_once)?;
         let foreign = halves.iter().filter(|half| !self.see(half, model));
-        let mut wrong: Vec<Binding> = foreign.map(Half::binding).collect();
-        if next.is_none_or(|next| next.is_outbound != self.place.is_outbound) {
-            self.find_missing(dataplane, model, &mut wrong)?;
+        let wrong = foreign.map(Half::binding).collect();
+        match next {
+            Some(next) if next.is_outbound == self.place.is_outbound => self.place = next,
+            next => self.unseen = Some((0, next.unwrap_or_default())),
         }
-        self.place = next.unwrap_or_default();
         Ok(wrong)
     }
 
@@ -65,7 +80,7 @@ impl Patrol {
     fn see(&mut self, half: &Half, model: &Model) -> bool {
         let binding = half.binding();
         let meter = binding.meter as usize;
-        if !model.is_bound(&binding) {
+        if !model.bindings().contains(&binding) {
             return false;
         }
         if self.seen.len() <= meter {
@@ -75,16 +90,18 @@ impl Patrol {
         true
     }
 
-    /// Adds the bindings whose half of the present kind is missing. One that has not been seen may have come since.
+    /// The bindings on some meters whose half of the present kind is missing. One that has not been seen may have come since.
     fn find_missing(
         &mut self,
         dataplane: &dyn Dataplane,
         model: &Model,
-        wrong: &mut Vec<Binding>,
-    ) -> anyhow::Result<()> {
-        let seen = std::mem::take(&mut self.seen);
-        let is_seen = |meter: u32| seen.get(meter as usize).copied().unwrap_or_default();
-        for binding in model.bindings().filter(|binding| !is_seen(binding.meter)) {
+        from: u32,
+        next: Place,
+    ) -> anyhow::Result<Vec<Binding>> {
+        let to = from.saturating_add(self.at_once * METERS);
+        let is_seen = |meter: u32| self.seen.get(meter as usize).copied().unwrap_or_default();
+        let mut wrong = Vec::new();
+        for binding in model.bindings().on(from..to).filter(|binding| !is_seen(binding.meter)) {
             let stands = if self.place.is_outbound {
                 dataplane.outbound(binding.tenant, binding.private_ip)?
             } else {
@@ -94,6 +111,12 @@ impl Patrol {
                 wrong.push(binding);
             }
         }
-        Ok(())
+        if to < model.meters_used() {
+            self.unseen = Some((to, next));
+        } else {
+            self.seen.fill(false);
+            (self.place, self.unseen) = (next, None);
+        }
+        Ok(wrong)
     }
 }

@@ -35,7 +35,8 @@ fn any_desired() -> impl Strategy<Value = Vec<Binding>> {
     vec(any_binding(), 0..8).prop_map(|list| {
         let by_public: BTreeMap<_, _> = list.into_iter().map(|b| (b.public_ip, b)).collect();
         let by_private: BTreeMap<_, _> = by_public.into_values().map(|b| (b.private_ip, b)).collect();
-        by_private.into_values().collect()
+        // No two have the same meter.
+        (0..).zip(by_private.into_values()).map(|(meter, binding)| Binding { meter, ..binding }).collect()
     })
 }
 
@@ -94,7 +95,7 @@ proptest! {
     fn any_state_becomes_the_desired_one(initial in any_actual(), desired in any_desired()) {
         let mut dataplane = dataplane_with(&initial);
         let initial: BTreeSet<Half> = dataplane.state().halves().into_iter().collect();
-        everything(&mut dataplane, desired.iter().copied()).unwrap();
+        everything(&mut dataplane, &desired.iter().copied().collect()).unwrap();
 
         let desired = halves(desired);
         prop_assert_eq!(dataplane.state().halves().into_iter().collect::<BTreeSet<_>>(), desired.clone());
@@ -111,11 +112,11 @@ proptest! {
         let mut dataplane = dataplane_with(&initial);
         let actual = dataplane.state().halves().into_iter().collect();
         let steps = plan(&halves(desired.iter().copied()), &actual);
-        apply(&mut dataplane, &steps[..cut.min(steps.len())]).unwrap();
+        apply(&mut dataplane, steps.into_iter().take(cut)).unwrap();
 
         // The kernel has long quiesced when the next daemon comes.
         dataplane.quiesce().unwrap();
-        everything(&mut dataplane, desired.iter().copied()).unwrap();
+        everything(&mut dataplane, &desired.iter().copied().collect()).unwrap();
         let standing: BTreeSet<Half> = dataplane.state().halves().into_iter().collect();
         prop_assert_eq!(standing, halves(desired));
     }
@@ -258,7 +259,7 @@ proptest! {
             prop_assert_eq!(patrol.look(&dataplane, &model).unwrap(), vec![], "nothing is wrong");
         }
         let stranger = binding(u8::try_from(which.index(250)).unwrap(), 200, 63);
-        let victim = model.bindings().min_by_key(|b| which.index(256) ^ usize::from(b.public_ip.octets()[3]));
+        let victim = model.bindings().iter().min_by_key(|b| which.index(256) ^ usize::from(b.public_ip.octets()[3]));
         let wrong = {
             let mut state = dataplane.state();
             match (kind, victim) {

@@ -7,6 +7,7 @@
 
 mod digest;
 mod files;
+mod rows;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -106,21 +107,14 @@ impl Store {
         schema::prepare(&mut connection)?;
         let (revision, digest) = read_head(&connection)?;
         let mut model = Model::new(spec, capacity);
-        let (mut actual, mut outdated) = (Digest::default(), Vec::new());
-        {
-            let mut rows = connection.prepare("SELECT kind, key, value FROM record")?;
-            let mut rows = rows.query([])?;
-            while let Some(row) = rows.next()? {
-                let (kind, key, value): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
-                actual.add(&kind, &key, &value);
-                let record = schema::parse(&kind, &value).with_context(|| Damage(format!("{kind} {key}")))?;
-                if schema::text(&record) != value {
-                    outdated.push((record.clone(), value));
-                }
-                check_meter(&record, capacity)?;
-                model.insert(record).map_err(|what| anyhow!(Damage(what)))?;
+        let mut outdated = Vec::new();
+        let actual = rows::for_each(&mut connection, |(record, old)| {
+            if let Some(old) = old {
+                outdated.push((record.clone(), old));
             }
-        }
+            check_meter(&record, capacity)?;
+            model.insert(record).map_err(|what| anyhow!(Damage(what)))
+        })?;
         let bound = model.bound();
         if bound > capacity as usize {
             let what = format!(
@@ -243,27 +237,7 @@ impl Store {
         let revision = self.revision + u64::from(!change.is_bookkeeping());
         let mut digest = self.digest;
         let transaction = self.connection.transaction()?;
-        {
-            let mut put = transaction.prepare(
-                "INSERT INTO record (kind, key, value) VALUES (?1, ?2, ?3) \
-                 ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value",
-            )?;
-            let mut delete = transaction.prepare("DELETE FROM record WHERE kind = ?1 AND key = ?2")?;
-            for edit in change.edits() {
-                let Some((kind, key)) = edit.key() else { continue };
-                if let Some(before) = &edit.before {
-                    digest.remove(kind, &key, &schema::text(before));
-                }
-                match &edit.after {
-                    Some(after) => {
-                        let value = schema::text(after);
-                        digest.add(kind, &key, &value);
-                        put.execute(params![kind, key, value])?;
-                    }
-                    None => drop(delete.execute(params![kind, key])?),
-                }
-            }
-        }
+        rows::write(&transaction, change.edits(), &mut digest)?;
         let sum = digest.with_revision(revision);
         // An earlier commit that seemed to fail may stand all the same: then this one must not.
         let old = self.digest.with_revision(self.revision);

@@ -70,13 +70,20 @@ fn version(connection: &Connection) -> anyhow::Result<usize> {
 
 /// A record's value as it is written down.
 pub(super) fn text(record: &Record) -> String {
-    let text = match record {
-        Record::Eip(eip) => serde_json::to_string(eip),
-        Record::Vm(vm) => serde_json::to_string(vm),
-        Record::Returned(returned) => serde_json::to_string(returned),
-        Record::Closing(closing) => serde_json::to_string(closing),
+    let mut text = Vec::with_capacity(256);
+    write(record, &mut text);
+    String::from_utf8(text).expect("JSON is UTF-8")
+}
+
+/// Adds it to a text.
+pub(super) fn write(record: &Record, text: &mut Vec<u8>) {
+    let written = match record {
+        Record::Eip(eip) => serde_json::to_writer(text, eip),
+        Record::Vm(vm) => serde_json::to_writer(text, vm),
+        Record::Returned(returned) => serde_json::to_writer(text, returned),
+        Record::Closing(closing) => serde_json::to_writer(text, closing),
     };
-    text.expect("records have nothing that JSON has not")
+    written.expect("records have nothing that JSON has not");
 }
 
 /// A record that was written down.

@@ -138,7 +138,7 @@ fn a_store_of_schema_1_can_be_read() {
     Connection::open(&path).unwrap().execute_batch(include_str!("tests/schema-1.sql")).unwrap();
     let mut store = open(directory.path()).unwrap();
     assert_eq!((store.revision(), store.model().eips().count(), store.model().vms().count()), (6, 2, 1));
-    assert_eq!(store.model().bindings().count(), 1);
+    assert_eq!(store.model().bound(), 1);
     allocate(&mut store);
     drop(store);
     assert_eq!(open(directory.path()).unwrap().revision(), 7);
@@ -316,4 +316,27 @@ fn a_cut_ledger_is_refused_with_what_to_do() {
             Err(error) => assert!(format!("{error:#}").contains("usage.db"), "{error:#}"),
         }
     }
+}
+
+/// So many that they are put into words on another thread.
+#[test]
+fn a_big_change_is_read_again_as_it_was_written() {
+    let mut spec = spec();
+    spec.pools[0].cidrs = vec!["203.0.0.0/16".parse().unwrap()];
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = Store::open(directory.path(), spec.clone(), 20_000).unwrap();
+    let line = |number: u32| crate::model::Line {
+        number: number.into(),
+        eip: (0xcb00_0000 + number).into(),
+        private_ip: (0x0a00_0000 + number).into(),
+        account: None,
+    };
+    let lines: Vec<_> = (0..10_000).map(line).collect();
+    let change = store.model().plan_import(&lines, NOW).unwrap();
+    store.commit(change).unwrap();
+    let written = store.model().eips().cloned().collect::<Vec<_>>();
+    drop(store);
+    let store = Store::open(directory.path(), spec, 20_000).unwrap();
+    assert_eq!(store.model().eips().cloned().collect::<Vec<_>>(), written);
+    assert_eq!((store.revision(), store.model().bound()), (1, 10_000));
 }

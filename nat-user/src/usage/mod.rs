@@ -75,7 +75,7 @@ pub struct Entries {
     /// What these accounts have carried more.
     pub accounts: BTreeMap<Name, Carried>,
     /// Since when each of these meters counts for whom it counts: not to be written down.
-    since: BTreeMap<u32, Seconds>,
+    since: Vec<(u32, Seconds)>,
     /// When it was looked at meters whose readings are among this.
     at: Seconds,
     /// The meters have begun anew.
@@ -111,6 +111,21 @@ struct Slot {
     active: Seconds,
 }
 
+/// What is kept of a [`Slot`]. There are millions, many of which have counted nothing.
+#[derive(Clone, Debug)]
+struct Kept {
+    since: Seconds,
+    counted: Option<Box<Counted>>,
+}
+
+/// What is known of a meter that has counted something.
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    reading: Carried,
+    open: Option<Open>,
+    active: Seconds,
+}
+
 /// How far every meter is accounted for.
 #[derive(Clone, Debug)]
 pub struct Ledger {
@@ -122,7 +137,7 @@ pub struct Ledger {
     looked: Seconds,
     /// How often entries were written.
     serial: u64,
-    slots: Vec<Slot>,
+    slots: Vec<Kept>,
     accounts: BTreeMap<Name, Carried>,
 }
 
@@ -151,10 +166,10 @@ impl Ledger {
     ) {
         self.serial = serial;
         for (meter, open) in open {
-            self.slot_mut(meter).open = Some(open);
+            self.set(meter, |slot| slot.open = Some(open));
         }
         for (meter, reading) in readings {
-            self.slot_mut(meter).reading = reading;
+            self.set(meter, |slot| slot.reading = reading);
         }
         self.accounts.extend(accounts);
     }
@@ -196,7 +211,7 @@ impl Ledger {
 
     /// A meter begins to count from zero, for somebody else than before.
     pub fn begin(&self, entries: &mut Entries, meter: u32, now: SystemTime) {
-        entries.since.insert(meter, seconds(now));
+        entries.since.push((meter, seconds(now)));
         if self.reading(meter) != Carried::default() {
             entries.readings.insert(meter, Carried::default());
         }
@@ -244,7 +259,7 @@ impl Ledger {
             // Also one that has only been seen now: it came after the last look.
             let end = self.end_of(open, now);
             entries.end(&payer, open, end, reading);
-            entries.since.insert(meter, end);
+            entries.since.push((meter, end));
             if slot.open.is_some() {
                 entries.open.insert(meter, None);
             }
@@ -287,7 +302,7 @@ impl Ledger {
         } else {
             entries.readings.insert(meter, reading);
         }
-        entries.since.insert(meter, now);
+        entries.since.push((meter, now));
     }
 
     /// The record that is under way on a meter, as it would stand if it ended now.
@@ -311,7 +326,8 @@ impl Ledger {
             entries.end(&payer, open, end.max(open.begin), self.reading(meter));
             entries.open.insert(meter, None);
         }
-        for (meter, _) in (0..).zip(&self.slots).filter(|(_, slot)| slot.reading != Carried::default()) {
+        let counted = (0..).zip(&self.slots).filter(|(_, slot)| slot.counted.is_some());
+        for (meter, _) in counted.filter(|(meter, _)| self.reading(*meter) != Carried::default()) {
             entries.readings.insert(meter, Carried::default());
         }
     }
@@ -320,11 +336,10 @@ impl Ledger {
     pub fn apply(&mut self, entries: Entries) {
         self.serial += u64::from(!entries.is_empty());
         for (meter, open) in entries.open {
-            self.slot_mut(meter).open = open.map(|(open, _)| open);
+            self.set(meter, |slot| slot.open = open.map(|(open, _)| open));
         }
         for (meter, reading) in entries.readings {
-            let slot = self.slot_mut(meter);
-            (slot.reading, slot.active) = (reading, entries.at);
+            self.set(meter, |slot| (slot.reading, slot.active) = (reading, entries.at));
         }
         if entries.is_anew {
             self.accounts.clear();
@@ -334,7 +349,7 @@ impl Ledger {
             *sum = sum.and(more);
         }
         for (meter, since) in entries.since {
-            self.slot_mut(meter).since = since;
+            self.set(meter, |slot| slot.since = since);
         }
     }
 
@@ -368,16 +383,28 @@ impl Ledger {
     }
 
     fn slot(&self, meter: u32) -> Slot {
-        let unknown = Slot { since: self.started, ..Slot::default() };
-        self.slots.get(meter as usize).copied().unwrap_or(unknown)
+        let kept = self.slots.get(meter as usize);
+        let slot = Slot { since: kept.map_or(self.started, |kept| kept.since), ..Slot::default() };
+        match kept.and_then(|kept| kept.counted.as_deref().copied()) {
+            None => slot,
+            Some(Counted { reading, open, active }) => Slot { reading, open, active, ..slot },
+        }
     }
 
-    fn slot_mut(&mut self, meter: u32) -> &mut Slot {
-        let (meter, unknown) = (meter as usize, Slot { since: self.started, ..Slot::default() });
-        if self.slots.len() <= meter {
-            self.slots.resize(meter + 1, unknown);
+    fn set(&mut self, meter: u32, change: impl FnOnce(&mut Slot)) {
+        let (mut slot, place) = (self.slot(meter), meter as usize);
+        change(&mut slot);
+        if self.slots.len() <= place {
+            self.slots.resize(place + 1, Kept { since: self.started, counted: None });
         }
-        &mut self.slots[meter]
+        let Slot { reading, open, since, active } = slot;
+        let kept = &mut self.slots[place];
+        kept.since = since;
+        let counts = reading != Carried::default() || open.is_some() || active > 0;
+        match kept.counted.as_deref_mut().filter(|_| counts) {
+            Some(counted) => *counted = Counted { reading, open, active },
+            None => kept.counted = counts.then(|| Box::new(Counted { reading, open, active })),
+        }
     }
 }
 

@@ -1,5 +1,8 @@
-//! Hash maps read many entries at a time: by keys it takes two system calls for each, and a node has millions.
-#![expect(unsafe_code, reason = "aya does not know BPF_MAP_LOOKUP_BATCH, and bpf(2) takes addresses")]
+//! Hash maps read and written many entries at a time: by keys it takes two system calls for each, and a node has millions.
+#![expect(
+    unsafe_code,
+    reason = "aya does not know BPF_MAP_LOOKUP_BATCH and its like, and bpf(2) takes addresses"
+)]
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -37,7 +40,6 @@ fn attempt<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>, from: u32, count: u32) 
     let mut keys = vec![K::zeroed(); count as usize];
     let mut values = vec![V::zeroed(); count as usize];
     let mut next = from;
-    let address = |pointer: *mut u8| pointer.expose_provenance() as u64;
     let mut attr = BatchAttr {
         in_batch: address((&raw const from).cast_mut().cast()),
         out_batch: address((&raw mut next).cast()),
@@ -50,15 +52,7 @@ fn attempt<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>, from: u32, count: u32) 
     };
     // SAFETY: the kernel writes at most `count` keys and values, for which there is room: aya has checked that the map's
     // are as long as these types, and plain data may be any bytes. All that is pointed to lives through the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            bpf_cmd::BPF_MAP_LOOKUP_BATCH as u32,
-            &raw mut attr,
-            size_of::<BatchAttr>(),
-        )
-    };
-    let error = (result != 0).then(io::Error::last_os_error);
+    let error = unsafe { call(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) }.err();
     // kernel: ENOENT, the last bucket has been read; entries may have come along.
     let is_last = error.as_ref().is_some_and(|error| error.raw_os_error() == Some(libc::ENOENT));
     if let Some(error) = error
@@ -68,4 +62,43 @@ fn attempt<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>, from: u32, count: u32) 
     }
     let entries = keys.into_iter().zip(values).take(attr.count as usize).collect();
     Ok((entries, (!is_last).then_some(next)))
+}
+
+/// Writes entries to a BPF hash map, in the place of those with the same keys. Where it fails, some may be written.
+///
+/// # Errors
+/// If the kernel refuses.
+pub(super) fn write<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, entries: &[(K, V)]) -> io::Result<()> {
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let (mut keys, mut values): (Vec<K>, Vec<V>) = entries.iter().copied().unzip();
+    let count = u32::try_from(entries.len()).map_err(io::Error::other)?;
+    let mut attr = BatchAttr {
+        in_batch: 0,
+        out_batch: 0,
+        keys: address(keys.as_mut_ptr().cast()),
+        values: address(values.as_mut_ptr().cast()),
+        count,
+        map_fd: map.map().fd().as_fd().as_raw_fd().cast_unsigned(),
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads `count` keys and values, as long as aya has checked the map's to be.
+    unsafe { call(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attr) }
+}
+
+fn address(pointer: *mut u8) -> u64 {
+    pointer.expose_provenance() as u64
+}
+
+/// Calls `bpf(2)`.
+///
+/// # Safety
+/// What the command reads or writes by the attributes must be there until it returns.
+unsafe fn call(command: bpf_cmd, attr: &mut BatchAttr) -> io::Result<()> {
+    let attr: *mut BatchAttr = attr;
+    // SAFETY: the attributes are as long as is said; the rest is the caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command as u32, attr, size_of::<BatchAttr>()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

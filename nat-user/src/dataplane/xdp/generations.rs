@@ -124,12 +124,12 @@ impl Generation {
     }
 
     /// Adds what it came to; of the meters, those that count here for whom they are to count.
-    pub(super) fn add_to(&self, sums: &mut Sums, owners: &Owners) -> anyhow::Result<()> {
+    pub(super) fn add_to(&self, sums: &mut Sums, owners: &Owners<'_>) -> anyhow::Result<()> {
         let bindings: BTreeMap<u32, Binding> =
             self.bindings()?.into_iter().map(|binding| (binding.meter, binding)).collect();
-        let is_owners = |meter: u32| match (owners.get(&meter), bindings.get(&meter)) {
-            (Some(Owner::Binding(owner)), here) => here == Some(owner),
-            (Some(Owner::Closing(address)), here) => here.is_none_or(|here| here.public_ip == *address),
+        let is_owners = |meter: u32| match (owners(meter), bindings.get(&meter)) {
+            (Some(Owner::Binding(owner)), here) => here == Some(&owner),
+            (Some(Owner::Closing(address)), here) => here.is_none_or(|here| here.public_ip == address),
             (None, _) => false,
         };
         self.add_meters(&mut sums.meters, is_owners).with_context(|| self.unreadable(map::METERS))?;
@@ -181,7 +181,7 @@ impl Generation {
         };
         let meters = Meters::open(&self.open(map::METERS)?, self.node.meters)?;
         for index in 0..meters.count() {
-            add(index, meters.read(index).unwrap_or_default());
+            add(index, meters.read(index)?);
         }
         // Those of one that is not current yet stand for earlier ones, which are still there themselves.
         if self.is_current() {

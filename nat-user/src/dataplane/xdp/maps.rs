@@ -240,22 +240,30 @@ impl Maps {
         Ok(value.map(|value| outbound_binding(key, value)))
     }
 
-    pub(super) fn insert(&mut self, half: Half) -> anyhow::Result<()> {
-        let meter = half.binding().meter;
-        ensure!(meter < self.meters.count(), "there is no room for meter {meter}");
-        match half {
-            Half::Inbound(Binding { public_ip, tenant, private_ip, meter }) => {
-                let value: Bytes<Inbound> = bytemuck::cast(Inbound::new(private_ip.octets(), tenant, meter));
-                self.inbound.insert(public_ip.octets(), value, 0).with_context(|| failed(map::INBOUND))?;
-            }
-            Half::Outbound(Binding { public_ip, tenant, private_ip, meter }) => {
-                let key = OutboundKey { tenant, private_ip: private_ip.octets() };
-                let key: Bytes<OutboundKey> = bytemuck::cast(key);
-                let value: Bytes<Outbound> = bytemuck::cast(Outbound { eip: public_ip.octets(), meter });
-                self.outbound.insert(key, value, 0).with_context(|| failed(map::OUTBOUND))?;
+    pub(super) fn insert(&mut self, halves: &[Half]) -> anyhow::Result<()> {
+        let (mut inbound, mut outbound) = (Vec::new(), Vec::new());
+        for half in halves {
+            let Binding { public_ip, tenant, private_ip, meter } = half.binding();
+            ensure!(meter < self.meters.count(), "there is no room for meter {meter}");
+            match half {
+                Half::Inbound(_) => {
+                    let value = bytemuck::cast(Inbound::new(private_ip.octets(), tenant, meter));
+                    inbound.push((public_ip.octets(), value));
+                }
+                Half::Outbound(_) => {
+                    let key = bytemuck::cast(OutboundKey { tenant, private_ip: private_ip.octets() });
+                    outbound.push((key, bytemuck::cast(Outbound { eip: public_ip.octets(), meter })));
+                }
             }
         }
-        self.express.insert(half);
+        batch::write(&mut self.outbound, &outbound).with_context(|| failed(map::OUTBOUND))?;
+        batch::write(&mut self.inbound, &inbound).with_context(|| failed(map::INBOUND))?;
+        let is_outbound = |half: &&Half| matches!(half, Half::Outbound(_));
+        let outbound_first =
+            halves.iter().filter(is_outbound).chain(halves.iter().filter(|half| !is_outbound(half)));
+        for half in outbound_first {
+            self.express.insert(*half);
+        }
         Ok(())
     }
 
@@ -275,15 +283,20 @@ impl Maps {
     }
 
     pub(super) fn meters(&self, meters: &[u32]) -> anyhow::Result<Vec<Meter>> {
-        let read = |index: &u32| {
-            let live = self.meters.read(*index).with_context(|| format!("there is no meter {index}"))?;
-            Ok(self.carried.get(index).map_or(live, |carried| carried.plus(live)))
-        };
-        meters.iter().map(read).collect()
+        // In their order, whatever the caller's is.
+        let mut places: Vec<usize> = (0..meters.len()).collect();
+        places.sort_by_key(|place| meters[*place]);
+        let mut all = vec![Meter::default(); meters.len()];
+        for place in places {
+            let index = meters[place];
+            let live = self.meters.read(index).with_context(|| failed(map::METERS))?;
+            all[place] = self.carried.get(&index).map_or(live, |carried| carried.plus(live));
+        }
+        Ok(all)
     }
 
     pub(super) fn reset_meter(&mut self, meter: u32) -> anyhow::Result<()> {
-        ensure!(self.meters.reset(meter), "there is no meter {meter}");
+        self.meters.reset(meter).with_context(|| failed(map::METERS))?;
         if self.carried.contains_key(&meter) {
             found(self.carried_meters.remove(&meter)).with_context(|| failed(map::CARRIED_METERS))?;
             self.carried.remove(&meter);

@@ -1,13 +1,16 @@
 //! The meters: an array with a lane for each CPU, and one for the slow path.
 
 use std::fs;
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 use aya::maps::MapData;
 use nat_common::abi::Meter;
 use nat_common::pipeline::Direction;
 
-use super::numbers::{Numbers, stride};
+use super::numbers::stride;
+use super::window::Window;
 
 /// How many numbers a meter is made of.
 const NUMBERS: usize = size_of::<Meter>() / size_of::<u64>();
@@ -24,26 +27,24 @@ pub(super) fn lanes() -> anyhow::Result<u32> {
 /// The meters of one map, whichever version has made it.
 #[derive(Debug)]
 pub(super) struct Meters {
-    numbers: Numbers,
+    /// One for each lane: what is looked at in all of them is the same place.
+    lanes: Vec<Window>,
     /// How many there are.
     count: u32,
-    lanes: usize,
     /// From one to the next in a lane, in numbers.
     stride: usize,
 }
 
 impl Meters {
-    /// Maps a map's memory; a lane of it has `count` meters.
+    /// On a map of which a lane has `count` meters.
     pub(super) fn open(map: &MapData, count: u32) -> anyhow::Result<Self> {
         let entries = map.info()?.max_entries() as usize;
         let whole = count > 0 && entries.is_multiple_of(count as usize);
         ensure!(whole, "the meters' map has {entries} elements, and {count} meters");
-        Ok(Self {
-            numbers: Numbers::open(map)?,
-            count,
-            lanes: entries / count as usize,
-            stride: stride(map)?,
-        })
+        let stride = stride(map)?;
+        let map = Arc::new(map.fd().as_fd().try_clone_to_owned()?);
+        let lane = |_| Window::new(Arc::clone(&map), entries * stride);
+        Ok(Self { lanes: (0..entries / count as usize).map(lane).collect(), count, stride })
     }
 
     /// How many there are.
@@ -51,35 +52,39 @@ impl Meters {
         self.count
     }
 
-    /// What a meter shows, summed over all lanes; `None` if there is none of that index.
-    pub(super) fn read(&self, index: u32) -> Option<Meter> {
-        let sum = |sum: Meter, lane| {
+    /// What a meter shows, summed over all lanes. Many are quickly read in their order.
+    pub(super) fn read(&self, index: u32) -> anyhow::Result<Meter> {
+        ensure!(index < self.count, "there is no meter {index}");
+        let mut sum = Meter::default();
+        for (number, lane) in self.lanes.iter().enumerate() {
             let mut numbers = [0; NUMBERS];
             // An older version may have had fewer, a newer one more.
-            for (number, place) in numbers.iter_mut().take(self.stride).zip(self.at(index, lane)..) {
-                *number = self.numbers.read(place);
-            }
-            sum.plus(bytemuck::cast(numbers))
-        };
-        (index < self.count).then(|| (0..self.lanes).fold(Meter::default(), sum))
+            let known = self.stride.min(NUMBERS);
+            lane.read(self.at(index, number), &mut numbers[..known])?;
+            sum = sum.plus(bytemuck::cast(numbers));
+        }
+        Ok(sum)
     }
 
-    /// Sets a meter to zero that nothing counts on. Answers whether there is one of that index.
-    pub(super) fn reset(&self, index: u32) -> bool {
-        let places = (0..self.lanes).flat_map(|lane| (self.at(index, lane)..).take(self.stride));
-        places.take_while(|_| index < self.count).for_each(|place| self.numbers.write(place, 0));
-        index < self.count
+    /// Sets a meter to zero that nothing counts on.
+    pub(super) fn reset(&self, index: u32) -> anyhow::Result<()> {
+        ensure!(index < self.count, "there is no meter {index}");
+        for (number, lane) in self.lanes.iter().enumerate() {
+            let mut places = (self.at(index, number)..).take(self.stride);
+            places.try_for_each(|place| lane.write(place, 0))?;
+        }
+        Ok(())
     }
 
     /// Adds a packet of the slow path, which alone writes to its lane.
-    pub(super) fn bill(&self, index: u32, direction: Direction, bytes: u16) {
-        if index >= self.count {
-            return;
-        }
+    pub(super) fn bill(&self, index: u32, direction: Direction, bytes: u16) -> anyhow::Result<()> {
+        let Some(lane) = self.lanes.last().filter(|_| index < self.count) else { return Ok(()) };
         // As in `Meter`.
-        let place = self.at(index, self.lanes - 1) + if direction == Direction::In { 0 } else { 2 };
-        self.numbers.add(place, bytes.into());
-        self.numbers.add(place + 1, 1);
+        let place = self.at(index, self.lanes.len() - 1) + if direction == Direction::In { 0 } else { 2 };
+        let mut numbers = [0; 2];
+        lane.read(place, &mut numbers)?;
+        lane.write(place, numbers[0].wrapping_add(bytes.into()))?;
+        lane.write(place + 1, numbers[1].wrapping_add(1))
     }
 
     /// Where an element begins, in numbers.

@@ -34,6 +34,7 @@ mod tracer;
 mod trials;
 mod unload;
 mod view;
+mod window;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::Ipv4Addr;
@@ -290,7 +291,7 @@ impl XdpDataplane {
     }
 
     /// Makes the maps in use the only ones: to be called when no program runs on earlier ones any more.
-    fn retire_earlier(&mut self, owners: &Owners) -> anyhow::Result<()> {
+    fn retire_earlier(&mut self, owners: &Owners<'_>) -> anyhow::Result<()> {
         // No packet is under way any more in an earlier program: its counters stand still.
         self.quiesce()?;
         let mut sums = Sums::default();
@@ -398,7 +399,9 @@ impl Dataplane for XdpDataplane {
         for earlier in &self.earlier {
             stood |= !earlier.bindings()?.is_empty();
         }
-        Ok(stood || !self.halves()?.is_empty())
+        let place = Place::default();
+        let stands = |place| Ok::<_, anyhow::Error>(!self.some_halves(place, 1)?.0.is_empty());
+        Ok(stood || stands(place)? || stands(Place { is_outbound: true, ..place })?)
     }
 
     fn inbound(&self, public_ip: Ipv4Addr) -> anyhow::Result<Option<Binding>> {
@@ -409,15 +412,15 @@ impl Dataplane for XdpDataplane {
         self.maps.outbound(tenant, private_ip)
     }
 
-    fn insert(&mut self, half: Half) -> anyhow::Result<()> {
-        self.maps.insert(half)?;
-        if let Half::Inbound(binding) = half {
-            match &self.slow_path {
-                Some(slow_path) => slow_path.announce([binding.public_ip]),
-                None => {
-                    self.arrived.insert(binding.public_ip);
-                }
-            }
+    fn insert(&mut self, halves: &[Half]) -> anyhow::Result<()> {
+        self.maps.insert(halves)?;
+        let arrived = halves.iter().filter_map(|half| match half {
+            Half::Inbound(binding) => Some(binding.public_ip),
+            Half::Outbound(_) => None,
+        });
+        match &self.slow_path {
+            Some(slow_path) => slow_path.announce(arrived),
+            None => self.arrived.extend(arrived),
         }
         Ok(())
     }
@@ -435,7 +438,7 @@ impl Dataplane for XdpDataplane {
         Ok(())
     }
 
-    fn activate(&mut self, owners: &Owners) -> anyhow::Result<()> {
+    fn activate(&mut self, owners: &Owners<'_>) -> anyhow::Result<()> {
         // From here on an interface may run on the new maps: a failure is for the next start to mend.
         self.is_active = !self.is_first();
         for advice in self.settle()?.started()? {
@@ -463,12 +466,12 @@ impl Dataplane for XdpDataplane {
         self.maps.meters(meters)
     }
 
-    fn standing(&self) -> anyhow::Result<HashSet<Binding>> {
-        let mut standing: HashSet<Binding> = self.halves()?.iter().map(Half::binding).collect();
+    fn earlier(&self) -> anyhow::Result<HashSet<Binding>> {
+        let mut stood = HashSet::new();
         for earlier in &self.earlier {
-            standing.extend(earlier.bindings()?);
+            stood.extend(earlier.bindings()?);
         }
-        Ok(standing)
+        Ok(stood)
     }
 
     fn last_readings(&self, meters: &[u32]) -> anyhow::Result<Vec<Meter>> {

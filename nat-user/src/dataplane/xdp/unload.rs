@@ -48,7 +48,7 @@ impl LastCounts<'_> {
     ///
     /// # Errors
     /// If the maps cannot be read.
-    pub fn meters(&self, owners: &Owners) -> anyhow::Result<BTreeMap<u32, Meter>> {
+    pub fn meters(&self, owners: &Owners<'_>) -> anyhow::Result<BTreeMap<u32, Meter>> {
         let first = self.0.iter().rposition(|generation| generation.is_current()).unwrap_or(0);
         let mut sums = Sums::default();
         self.0[first..].iter().try_for_each(|generation| generation.add_to(&mut sums, owners))?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError};
-use log::debug;
+use log::{debug, error};
 use nat_common::abi::drops::Dropped;
 use nat_common::abi::slowpath::Tally;
 use nat_common::abi::{self, Addr, AddressKind, Inbound, Meter, Outbound, OutboundKey, map};
@@ -98,7 +98,10 @@ impl Node for View {
     }
 
     fn bill(&mut self, meter: u32, direction: Direction, bytes: u16) {
-        self.meters.bill(meter, direction, bytes);
+        // No memory, for some kilobytes: then the packet is on nobody's bill.
+        if let Err(error) = self.meters.bill(meter, direction, bytes) {
+            error!("a packet of the slow path cannot be billed: {error:#}");
+        }
     }
 }
 
