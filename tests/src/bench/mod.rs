@@ -1,21 +1,26 @@
-//! Measures eipnat against its peers on this machine: packets a second, as a share of what a bare XDP redirect carries.
+//! Measures eipnat against its peers on this machine: packets a second, as a share of what a bare XDP redirect carries, and all else
+//! that users feel.
 //!
 //! All devices stand side by side and are sent packets by turns of some milliseconds, since a machine's speed drifts. Ratios are
 //! taken within a round. Generator, device and sink share one CPU, so that their costs add up without queues between them.
 
+mod check;
 mod device;
+mod drops;
+mod figures;
 mod line;
 mod report;
+mod throughput;
+mod works;
 
 use std::path::PathBuf;
 
 use anyhow::Result;
+use clap::ValueEnum;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use self::device::{Device, Kind};
-use self::line::Direction;
-use self::report::{Report, Row};
-use crate::lab::Ground;
+use self::figures::Section;
+use self::report::Report;
 
 /// How to measure.
 #[derive(Clone, Debug)]
@@ -24,56 +29,64 @@ pub struct Options {
     pub quick: bool,
     /// The directory that the report goes to.
     pub output: PathBuf,
+    /// The parts of it to measure; all if there is none.
+    pub only: Vec<Part>,
+    /// How often to measure all of it.
+    pub runs: u32,
 }
 
-/// How many EIPs there are.
-const COUNTS: [u32; 3] = [1, 1 << 16, 1_000_000];
+/// A part of the benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Packets a second of all devices, as shares of the bare redirect's
+    Throughput,
+    /// Packets to unbound EIPs, as shares of a bare XDP drop
+    Drops,
+}
 
-/// Frames of one turn.
-const TURN: u32 = 16 * 1024;
-
-/// Measures, prints a table and writes the report.
+/// Measures, prints tables and writes the report.
 ///
 /// # Errors
 /// When a device cannot be set up, or one does not translate rightly.
 pub fn run(options: &Options) -> Result<()> {
-    let mut report = Report::new(options.quick);
-    let (counts, rounds) = if options.quick { (&COUNTS[..2], 15) } else { (&COUNTS[..], 60) };
-    for count in counts {
-        let ground = Ground::new()?;
-        let (internet, vms) = (ground.host("internet")?, ground.host("vms")?);
-        let mut devices = Vec::new();
-        for kind in Kind::ALL {
-            println!("bench: {} with {count} EIPs", kind.name());
-            devices.push(Device::new(*kind, &ground, &internet, &vms, *count)?);
-        }
-        for direction in Direction::BOTH {
-            report.rows.extend(measure(&mut devices, direction, *count, rounds)?);
+    let mut report = Report::new(options.quick, options.runs);
+    for run in 1..=options.runs {
+        say(&format!("run {run} of {}", options.runs));
+        report.add(check::measure()?);
+        for part in Part::value_variants() {
+            if options.only.is_empty() || options.only.contains(part) {
+                measure(*part, options.quick, &mut report)?;
+            }
         }
     }
     report.print();
     report.write(&options.output)
 }
 
-/// Sends to all devices by turns.
-fn measure(devices: &mut [Device], direction: Direction, count: u32, rounds: u32) -> Result<Vec<Row>> {
-    // Programs that are started later are not to take it over.
+fn measure(part: Part, quick: bool, report: &mut Report) -> Result<()> {
+    let section: Section = match part {
+        Part::Throughput => {
+            report.add_rows(throughput::measure(quick)?);
+            return Ok(());
+        }
+        Part::Drops => drops::measure(quick)?,
+    };
+    report.add(section);
+    Ok(())
+}
+
+/// Tells whoever waits what is being done.
+fn say(what: &str) {
+    println!("bench: {what}");
+}
+
+/// Does the work on one CPU; processes that are started meanwhile stay there as well.
+fn on_one_cpu<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     let all = sched_getaffinity(None)?;
     let mut one = CpuSet::new();
     one.set(0);
     sched_setaffinity(None, &one)?;
-    let mut rows: Vec<Row> =
-        devices.iter().map(|device| Row::new(device.kind().name(), direction.name(), count)).collect();
-    for round in 0..=rounds {
-        let rates =
-            devices.iter_mut().map(|device| device.turn(direction, TURN)).collect::<Result<Vec<_>>>()?;
-        // The first round fills caches.
-        if round > 0 {
-            for (row, rate) in rows.iter_mut().zip(&rates) {
-                row.add(*rate, rates[0]);
-            }
-        }
-    }
+    let done = work();
     sched_setaffinity(None, &all)?;
-    Ok(rows)
+    done
 }
