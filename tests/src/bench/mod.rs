@@ -9,6 +9,7 @@ mod device;
 mod drops;
 mod figures;
 mod line;
+mod program;
 mod report;
 mod throughput;
 mod works;
@@ -42,6 +43,8 @@ pub enum Part {
     Throughput,
     /// Packets to unbound EIPs, as shares of a bare XDP drop
     Drops,
+    /// Nanoseconds a packet in eipnat's XDP program
+    Program,
 }
 
 /// Measures, prints tables and writes the report.
@@ -70,6 +73,7 @@ fn measure(part: Part, quick: bool, report: &mut Report) -> Result<()> {
             return Ok(());
         }
         Part::Drops => drops::measure(quick)?,
+        Part::Program => program::measure(quick)?,
     };
     report.add(section);
     Ok(())
