@@ -9,8 +9,10 @@ mod device;
 mod drops;
 mod figures;
 mod line;
+mod path;
 mod program;
 mod report;
+mod round_trip;
 mod throughput;
 mod works;
 
@@ -45,6 +47,8 @@ pub enum Part {
     Drops,
     /// Nanoseconds a packet in eipnat's XDP program
     Program,
+    /// UDP back and forth between real sockets
+    RoundTrip,
 }
 
 /// Measures, prints tables and writes the report.
@@ -74,6 +78,7 @@ fn measure(part: Part, quick: bool, report: &mut Report) -> Result<()> {
         }
         Part::Drops => drops::measure(quick)?,
         Part::Program => program::measure(quick)?,
+        Part::RoundTrip => round_trip::measure(quick)?,
     };
     report.add(section);
     Ok(())
