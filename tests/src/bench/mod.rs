@@ -13,6 +13,7 @@ mod path;
 mod program;
 mod report;
 mod round_trip;
+mod tcp;
 mod throughput;
 mod works;
 
@@ -49,6 +50,8 @@ pub enum Part {
     Program,
     /// UDP back and forth between real sockets
     RoundTrip,
+    /// iperf3 with one stream and with eight
+    Tcp,
 }
 
 /// Measures, prints tables and writes the report.
@@ -79,6 +82,7 @@ fn measure(part: Part, quick: bool, report: &mut Report) -> Result<()> {
         Part::Drops => drops::measure(quick)?,
         Part::Program => program::measure(quick)?,
         Part::RoundTrip => round_trip::measure(quick)?,
+        Part::Tcp => tcp::measure(quick)?,
     };
     report.add(section);
     Ok(())
