@@ -8,6 +8,7 @@ mod check;
 mod device;
 mod drops;
 mod figures;
+mod flood;
 mod line;
 mod path;
 mod program;
@@ -19,7 +20,7 @@ mod works;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -52,6 +53,8 @@ pub enum Part {
     RoundTrip,
     /// iperf3 with one stream and with eight
     Tcp,
+    /// What a flood leaves of another EIP's flow
+    Flood,
 }
 
 /// Measures, prints tables and writes the report.
@@ -83,6 +86,7 @@ fn measure(part: Part, quick: bool, report: &mut Report) -> Result<()> {
         Part::Program => program::measure(quick)?,
         Part::RoundTrip => round_trip::measure(quick)?,
         Part::Tcp => tcp::measure(quick)?,
+        Part::Flood => flood::measure(quick)?,
     };
     report.add(section);
     Ok(())
@@ -102,4 +106,30 @@ fn on_one_cpu<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     let done = work();
     sched_setaffinity(None, &all)?;
     done
+}
+
+/// Bytes that a process has, of this kind (`VmRSS`, or `VmHWM` for the most that it ever had).
+fn resident(pid: u32, kind: &str) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    bytes_of(&status, kind).with_context(|| format!("no {kind} of process {pid}"))
+}
+
+fn bytes_of(status: &str, kind: &str) -> Option<u64> {
+    let value = status.lines().find_map(|line| line.strip_prefix(kind)?.strip_prefix(':'))?;
+    let kibibytes: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes_of;
+
+    #[test]
+    fn memory_of_a_process_is_read() {
+        let status = "Name:\teipnat\nVmHWM:\t  2048 kB\nVmRSS:\t    12 kB\n";
+        assert_eq!(bytes_of(status, "VmRSS"), Some(12 * 1024));
+        assert_eq!(bytes_of(status, "VmHWM"), Some(2048 * 1024));
+        // A zombie has none.
+        assert_eq!(bytes_of("Name:\teipnat\n", "VmRSS"), None);
+    }
 }
