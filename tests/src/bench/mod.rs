@@ -5,6 +5,7 @@
 //! taken within a round. Generator, device and sink share one CPU, so that their costs add up without queues between them.
 
 mod check;
+mod control;
 mod device;
 mod drops;
 mod figures;
@@ -55,6 +56,8 @@ pub enum Part {
     Tcp,
     /// What a flood leaves of another EIP's flow
     Flood,
+    /// What the daemon takes for attaching, importing, listing and being restarted
+    Control,
 }
 
 /// Measures, prints tables and writes the report.
@@ -87,6 +90,7 @@ fn measure(part: Part, quick: bool, report: &mut Report) -> Result<()> {
         Part::RoundTrip => round_trip::measure(quick)?,
         Part::Tcp => tcp::measure(quick)?,
         Part::Flood => flood::measure(quick)?,
+        Part::Control => control::measure(quick)?,
     };
     report.add(section);
     Ok(())
