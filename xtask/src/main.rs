@@ -50,7 +50,7 @@ enum Task {
     },
     /// Set up, build, and measure eipnat against its peers on this machine; prints ratios.
     Bench {
-        /// Take a minute.
+        /// Take a minute or two.
         #[arg(long)]
         quick: bool,
         /// Where results.json and shares.svg go.

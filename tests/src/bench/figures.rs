@@ -128,7 +128,11 @@ impl Section {
     pub(super) fn merge(&mut self, other: Self) {
         for figure in other.figures {
             match self.figures.iter_mut().find(|mine| mine.is_same(&figure)) {
-                Some(mine) => mine.runs.extend(figure.runs),
+                Some(mine) => {
+                    mine.runs.extend(figure.runs);
+                    // A run may tell that on this machine nothing is to be had.
+                    mine.target = mine.target.and(figure.target);
+                }
                 None => self.figures.push(figure),
             }
         }
@@ -155,18 +159,17 @@ fn number(value: f64) -> String {
     }
 }
 
-/// A quantile of some values; not a number if there are none.
+/// A quantile of some values, between two of them if need be; not a number if there are none.
 pub(super) fn quantile(values: &[f64], quantile: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::cast_precision_loss,
-        reason = "some thousands of values"
-    )]
-    let at = (quantile * sorted.len().saturating_sub(1) as f64).round() as usize;
-    sorted.get(at).copied().unwrap_or(f64::NAN)
+    #[expect(clippy::cast_precision_loss, reason = "some thousands of values")]
+    let at = quantile * sorted.len().saturating_sub(1) as f64;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index, rounded down")]
+    let below = at.floor() as usize;
+    let Some(&low) = sorted.get(below) else { return f64::NAN };
+    let high = sorted.get(below + 1).copied().unwrap_or(low);
+    low + (high - low) * at.fract()
 }
 
 /// A count, for arithmetic with what is measured.
@@ -185,6 +188,7 @@ mod tests {
         for (at, expected) in [(0.0, 1.0), (0.5, 3.0), (1.0, 5.0)] {
             assert!((quantile(&values, at) - expected).abs() < 1e-9, "{at}");
         }
+        assert!((quantile(&[1.0, 2.0], 0.5) - 1.5).abs() < 1e-9, "neither of the two");
         assert!(quantile(&[], 0.5).is_nan());
     }
 

@@ -31,7 +31,7 @@ use self::report::Report;
 /// How to measure.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// For a minute, and with fewer EIPs.
+    /// For a minute or two, and with fewer EIPs.
     pub quick: bool,
     /// The directory that the report goes to.
     pub output: PathBuf,

@@ -10,7 +10,7 @@ use tests::bench::{self, Options, Part};
 /// feel
 #[derive(Debug, Parser)]
 struct Cli {
-    /// Take a minute, with fewer EIPs and fewer rounds
+    /// Take a minute or two, with fewer EIPs and fewer rounds
     #[arg(long)]
     quick: bool,
     /// Where results.json and shares.svg go
