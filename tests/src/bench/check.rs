@@ -27,14 +27,14 @@ pub(super) fn measure() -> Result<Section> {
             eipnat.daemon()?.ok(&command)?;
         }
         for direction in Direction::BOTH {
-            let (came, _) = on_one_cpu(|| eipnat.line(direction).turn(TURN))?;
+            let (carried, _) = on_one_cpu(|| eipnat.line(direction).turn(TURN))?;
             ensure!(
-                came == u64::from(expected),
-                "{case}, {}: {came} of {TURN} packets come, and not {expected}",
+                carried == u64::from(expected),
+                "{case}, {}: {carried} of {TURN} packets come, and not {expected}",
                 direction.name()
             );
             let case = format!("{case}, {}", direction.name());
-            figures.push(Figure::new(Kind::Eipnat.name(), case, "carried", "packets", float(came)));
+            figures.push(Figure::new(Kind::Eipnat.name(), case, "carried", "packets", float(carried)));
         }
     }
     Ok(Section {

@@ -56,7 +56,7 @@ fn turn(device: &mut Device, direction: Direction, program: u32) -> Result<f64> 
     let after = info(program)?;
     let runs = after.run_count() - before.run_count();
     ensure!(runs >= u64::from(TURN), "{} has run {runs} times on {TURN} packets", device.kind().name());
-    let taken = u64::try_from((after.run_time() - before.run_time()).as_nanos())?;
+    let taken = u64::try_from(after.run_time().saturating_sub(before.run_time()).as_nanos())?;
     Ok(float(taken) / float(runs))
 }
 
