@@ -50,12 +50,15 @@ enum Task {
     },
     /// Set up, build, and measure eipnat against its peers on this machine; prints ratios.
     Bench {
-        /// Take a minute.
+        /// Take a minute or two.
         #[arg(long)]
         quick: bool,
         /// Where results.json and shares.svg go.
         #[arg(long, value_name = "DIR", default_value = "docs/benchmarks")]
         output: PathBuf,
+        /// Further arguments, for `eipnat-bench`: `--only PART`, `--runs N`.
+        #[arg(last = true)]
+        arguments: Vec<String>,
     },
     /// Set up, and run every check and test, or, with a filter, just the tests that match.
     Test {
@@ -73,7 +76,7 @@ fn main() -> ExitCode {
         Task::Setup { profile } => setup::run(profile).map(|()| true),
         Task::Build => setup::run(Profile::Build).and_then(|()| run::build()).map(|()| true),
         Task::Run { seconds, config, arguments } => run::run(seconds, config, &arguments).map(|()| true),
-        Task::Bench { quick, output } => run::bench(quick, &output).map(|()| true),
+        Task::Bench { quick, output, arguments } => run::bench(quick, &output, &arguments).map(|()| true),
         Task::Test { kernel: Some(kernel), .. } => test::run_on(kernel),
         Task::Test { kernel: None, arguments } => test::run(&arguments),
     };

@@ -39,14 +39,14 @@ pub(crate) fn run(seconds: Option<u64>, config: Option<PathBuf>, arguments: &[St
 ///
 /// # Errors
 /// As [`run`].
-pub(crate) fn bench(quick: bool, output: &Path) -> anyhow::Result<()> {
+pub(crate) fn bench(quick: bool, output: &Path, arguments: &[String]) -> anyhow::Result<()> {
     setup::run(Profile::Test)?;
     build()?;
     let mut command = root_command(release_program("eipnat-bench")?)?;
     if quick {
         command.arg("--quick");
     }
-    let error = command.arg("--output").arg(output).exec();
+    let error = command.arg("--output").arg(output).args(arguments).exec();
     Err(error).with_context(|| format!("cannot start {}", command.get_program().display()))
 }
 

@@ -9,7 +9,8 @@ use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use yardsticks::{COUNTS, FRAME_LEN};
 
-use super::report::quantile;
+use super::figures::{Figure, Section, quantile};
+use super::say;
 use crate::lab::YARDSTICKS;
 
 /// How often the kernel runs the program at a time.
@@ -18,29 +19,18 @@ const REPEAT: u32 = 100_000;
 /// How often that is measured.
 const ROUNDS: u32 = 15;
 
-/// What one way to count costs.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Cost {
-    pub(super) name: &'static str,
-    /// Nanoseconds for the bytes and the packets of one packet, on one CPU.
-    pub(super) alone: f64,
-    /// The same where another CPU counts at the same time, on the same EIP.
-    pub(super) together: f64,
-}
-
 /// Measures both ways.
-pub(super) fn measure() -> Result<Vec<Cost>> {
+pub(super) fn measure() -> Result<Section> {
+    say("counters that CPUs share, and that they do not");
     let empty = median(&run("count_none", &[0])?);
-    ["count_own", "count_shared"]
-        .into_iter()
-        .map(|name| {
-            let cost = |cpus: &[usize]| -> Result<f64> {
-                Ok((median(&run(name, cpus)?) - empty) / f64::from(COUNTS))
-            };
-            let name = if name == "count_own" { "a lane for each CPU" } else { "shared, atomic" };
-            Ok(Cost { name, alone: cost(&[0])?, together: cost(&[0, 1])? })
-        })
-        .collect()
+    let mut figures = Vec::new();
+    for (name, program) in [("a lane for each CPU", "count_own"), ("shared, atomic", "count_shared")] {
+        for (case, cpus) in [("one CPU", &[0][..]), ("two CPUs at once", &[0, 1])] {
+            let cost = (median(&run(program, cpus)?) - empty) / f64::from(COUNTS);
+            figures.push(Figure::new(name, case, "bytes and packets of one packet", "ns", cost));
+        }
+    }
+    Ok(Section { name: "cores", title: "Counters of one EIP: what counting a packet costs", figures })
 }
 
 fn median(times: &[f64]) -> f64 {

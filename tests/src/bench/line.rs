@@ -75,6 +75,16 @@ impl Line {
         Ok(Self { generator, counter, from: from.0.clone() })
     }
 
+    /// From now on sends other packets; by the same interface.
+    pub(super) fn aim(&mut self, change: impl FnOnce(Plan) -> Plan) -> Result<()> {
+        let mut plans: Array<_, [u8; size_of::<Plan>()]> =
+            self.generator.map_mut("PLAN").context("no map PLAN")?.try_into()?;
+        let plan: Plan = bytemuck::cast(plans.get(&0, 0)?);
+        let bytes: [u8; size_of::<Plan>()] = bytemuck::cast(change(plan));
+        plans.set(0, bytes, 0)?;
+        Ok(())
+    }
+
     /// Sends so many frames, and answers how many of them have come rightly, and how long it has taken.
     pub(super) fn turn(&mut self, frames: u32) -> Result<(u64, Duration)> {
         let before = self.came()?;

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use comfy_table::{CellAlignment, Table, presets};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::cores::Cost;
+use super::figures::{Section, Target, quantile};
 
 /// A device, a direction and a number of EIPs.
 #[derive(Debug)]
@@ -31,68 +31,119 @@ impl Row {
         self.shares.push(rate / bare);
     }
 
+    /// What the median share is to be.
+    fn target(&self) -> Option<Target> {
+        match (self.device, self.eips) {
+            ("eipnat", 1) => Some(Target::AtLeast(0.75)),
+            ("eipnat", 0x1_0000) => Some(Target::AtLeast(0.45)),
+            _ => None,
+        }
+    }
+
     /// Nanoseconds a packet more than the bare redirect takes.
     fn added(&self) -> f64 {
         let differences = self.rates.iter().zip(&self.shares).map(|(rate, share)| (1.0 - share) / rate * 1e9);
         quantile(&differences.collect::<Vec<_>>(), 0.5)
     }
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.eips.to_string(),
+            self.direction.to_owned(),
+            self.device.to_owned(),
+            format!("{:.0}", quantile(&self.rates, 0.5)),
+            format!("{:.3}", quantile(&self.shares, 0.5)),
+            format!("{:.3}", quantile(&self.shares, 0.1)),
+            format!("{:.3}", quantile(&self.shares, 0.9)),
+            format!("{:.0}", self.added()),
+            self.target().map(Target::text).unwrap_or_default(),
+        ]
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "device": self.device, "direction": self.direction, "eips": self.eips,
+            "packets_per_second": quantile(&self.rates, 0.5),
+            "share_of_bare_redirect": quantile(&self.shares, 0.5),
+            "share_10": quantile(&self.shares, 0.1), "share_90": quantile(&self.shares, 0.9),
+            "added_ns": self.added(), "rounds": self.rates.len(), "target": self.target().map(Target::text),
+        })
+    }
+}
+
+fn print(title: &str, header: &[&str], right: &[usize], rows: impl Iterator<Item = Vec<String>>) {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header).add_rows(rows);
+    for column in right {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    println!("\n{title}\n{table}");
 }
 
 /// All rows, and where they come from.
 #[derive(Debug)]
 pub(super) struct Report {
     quick: bool,
-    pub(super) rows: Vec<Row>,
-    /// What counting costs.
-    pub(super) costs: Vec<Cost>,
+    runs: u32,
+    rows: Vec<Row>,
+    sections: Vec<Section>,
 }
 
 impl Report {
-    pub(super) const fn new(quick: bool) -> Self {
-        Self { quick, rows: Vec::new(), costs: Vec::new() }
+    pub(super) const fn new(quick: bool, runs: u32) -> Self {
+        Self { quick, runs, rows: Vec::new(), sections: Vec::new() }
+    }
+
+    /// Takes rates of packets in; another run's count as further rounds.
+    pub(super) fn add_rows(&mut self, rows: Vec<Row>) {
+        for row in rows {
+            let key = |row: &Row| (row.device, row.direction, row.eips);
+            match self.rows.iter_mut().find(|mine| key(mine) == key(&row)) {
+                Some(mine) => {
+                    mine.rates.extend(row.rates);
+                    mine.shares.extend(row.shares);
+                }
+                None => self.rows.push(row),
+            }
+        }
+    }
+
+    /// Takes a section in, or another run of it.
+    pub(super) fn add(&mut self, section: Section) {
+        match self.sections.iter_mut().find(|mine| mine.name == section.name) {
+            Some(mine) => mine.merge(section),
+            None => self.sections.push(section),
+        }
     }
 
     pub(super) fn print(&self) {
-        let mut table = Table::new();
-        table.load_preset(presets::NOTHING);
-        table.set_header(["EIPS", "DIRECTION", "DEVICE", "PACKETS/S", "SHARE", "10 %", "90 %", "ADDED NS"]);
-        for row in &self.rows {
-            table.add_row([
-                row.eips.to_string(),
-                row.direction.to_owned(),
-                row.device.to_owned(),
-                format!("{:.0}", quantile(&row.rates, 0.5)),
-                format!("{:.3}", quantile(&row.shares, 0.5)),
-                format!("{:.3}", quantile(&row.shares, 0.1)),
-                format!("{:.3}", quantile(&row.shares, 0.9)),
-                format!("{:.0}", row.added()),
-            ]);
+        if !self.rows.is_empty() {
+            let header =
+                ["EIPS", "DIRECTION", "DEVICE", "PACKETS/S", "SHARE", "10 %", "90 %", "ADDED NS", "TARGET"];
+            let rows = self.rows.iter().map(Row::cells);
+            print(
+                "Packets a second, as shares of the bare XDP redirect's",
+                &header,
+                &[0, 3, 4, 5, 6, 7],
+                rows,
+            );
         }
-        for column in [0, 3, 4, 5, 6, 7] {
-            if let Some(column) = table.column_mut(column) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
+        for section in &self.sections {
+            print(section.title, &Section::HEADER, &[3, 4, 5], section.cells());
         }
-        println!("{table}");
-        let mut table = Table::new();
-        table.load_preset(presets::NOTHING);
-        table.set_header(["COUNTERS", "ONE CPU, NS", "TWO CPUS, NS"]);
-        for cost in &self.costs {
-            table.add_row([
-                cost.name.to_owned(),
-                format!("{:.1}", cost.alone),
-                format!("{:.1}", cost.together),
-            ]);
-        }
-        println!("{table}");
     }
 
     pub(super) fn write(&self, directory: &Path) -> Result<()> {
         fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
         let (json, svg) = (directory.join("results.json"), directory.join("shares.svg"));
         fs::write(&json, serde_json::to_string_pretty(&self.json()?)? + "\n")?;
-        fs::write(&svg, self.svg())?;
-        println!("bench: written to {} and {}", json.display(), svg.display());
+        println!("bench: written to {}", json.display());
+        if !self.rows.is_empty() {
+            fs::write(&svg, self.svg())?;
+            println!("bench: written to {}", svg.display());
+        }
         Ok(())
     }
 
@@ -104,22 +155,12 @@ impl Report {
             .lines()
             .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
             .map(|(_, name)| name);
-        let rows = self.rows.iter().map(|row| {
-            json!({
-                "device": row.device, "direction": row.direction, "eips": row.eips,
-                "packets_per_second": quantile(&row.rates, 0.5),
-                "share_of_bare_redirect": quantile(&row.shares, 0.5),
-                "share_10": quantile(&row.shares, 0.1), "share_90": quantile(&row.shares, 0.9),
-                "added_ns": row.added(), "rounds": row.rates.len(),
-            })
-        });
-        let costs = self.costs.iter().map(
-            |cost| json!({ "counters": cost.name, "one_cpu_ns": cost.alone, "two_cpus_ns": cost.together }),
-        );
+        let rows: Vec<_> = self.rows.iter().map(Row::json).collect();
+        let sections = self.sections.iter().map(|section| (section.name.to_owned(), section.json().into()));
         Ok(json!({
-            "machine": cpu, "cpus": cpus, "kernel": kernel.trim(),
-            "date": humantime(), "quick": self.quick, "rows": rows.collect::<Vec<_>>(),
-            "counters": costs.collect::<Vec<_>>(),
+            "machine": cpu, "cpus": cpus, "kernel": kernel.trim(), "date": humantime(),
+            "quick": self.quick, "runs": self.runs, "rows": rows,
+            "sections": sections.collect::<Map<String, Value>>(),
         }))
     }
 
@@ -156,32 +197,9 @@ fn humantime() -> String {
     humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string()
 }
 
-/// A quantile of some values; not a number if there are none.
-pub(super) fn quantile(values: &[f64], quantile: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        clippy::cast_precision_loss,
-        reason = "some dozens of values"
-    )]
-    let at = (quantile * sorted.len().saturating_sub(1) as f64).round() as usize;
-    sorted.get(at).copied().unwrap_or(f64::NAN)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn quantiles_are_of_the_sorted_values() {
-        let values = [5.0, 1.0, 3.0, 2.0, 4.0];
-        for (at, expected) in [(0.0, 1.0), (0.5, 3.0), (1.0, 5.0)] {
-            assert!((quantile(&values, at) - expected).abs() < 1e-9, "{at}");
-        }
-        assert!(quantile(&[], 0.5).is_nan());
-    }
 
     #[test]
     fn what_a_packet_takes_more_is_told_in_nanoseconds() {

@@ -79,6 +79,14 @@ fn discard(_: XdpContext) -> u32 {
     XDP_DROP
 }
 
+/// Drops what the generator has made, and leaves all else to the kernel.
+#[xdp]
+fn sieve(ctx: XdpContext) -> u32 {
+    let Some(frame) = frame(&ctx) else { return XDP_PASS };
+    let is_made = frame[12..15] == [8, 0, 0x45] && frame[23] == 17 && frame[36..38] == [0, 9];
+    if is_made { XDP_DROP } else { XDP_PASS }
+}
+
 /// Counts what has come, and drops it.
 #[xdp]
 fn count(ctx: XdpContext) -> u32 {

@@ -1,0 +1,66 @@
+//! Packets to EIPs of the pool that nobody has.
+
+use anyhow::{Result, ensure};
+use yardsticks::Plan;
+
+use super::device::{Device, Kind};
+use super::figures::{Figure, Section, Target, float};
+use super::line::Direction;
+use super::throughput::TURN;
+use super::works::EIPS;
+use super::{on_one_cpu, say};
+use crate::lab::Ground;
+
+/// So many EIPs are bound, and as many are sent to that are not.
+const COUNT: u32 = 1 << 16;
+
+/// The first of those that are not bound.
+const UNBOUND: u32 = u32::from_be_bytes(EIPS.octets()) + 8 * COUNT;
+
+pub(super) fn measure(quick: bool) -> Result<Section> {
+    say("drops of packets to unbound EIPs");
+    let rounds = if quick { 15 } else { 60 };
+    let ground = Ground::new()?;
+    let (internet, vms) = (ground.host("internet")?, ground.host("vms")?);
+    let mut bare = Device::new(Kind::Discard, &ground, &internet, &vms, COUNT)?;
+    let mut eipnat = Device::new(Kind::Eipnat, &ground, &internet, &vms, COUNT)?;
+    let mut figures = Vec::new();
+    for (case, destination_mask, least) in
+        [("to one unbound EIP", 0, 0.85), ("to 65536 unbound EIPs", COUNT - 1, 0.48)]
+    {
+        for device in [&mut bare, &mut eipnat] {
+            let aim = |plan| Plan { destination: UNBOUND, destination_mask, ..plan };
+            device.line(Direction::In).aim(aim)?;
+        }
+        let before = (eipnat.daemon()?.drops("eip_unbound")?, bare.received()?);
+        let mut rates = [Vec::new(), Vec::new()];
+        on_one_cpu(|| {
+            for _ in 0..=rounds {
+                rates[0].push(turn(&mut bare)?);
+                rates[1].push(turn(&mut eipnat)?);
+            }
+            Ok(())
+        })?;
+        let dropped = eipnat.daemon()?.drops("eip_unbound")? - before.0;
+        let sent = u64::from(TURN) * (rounds + 1);
+        ensure!(dropped == sent, "{case}: {dropped} of {sent} packets are counted as to unbound EIPs");
+        let received = bare.received()? - before.1;
+        ensure!(received >= sent, "{case}: {received} of {sent} packets reach the bare drop");
+        // The first round fills caches.
+        let [bare, eipnat] = rates.map(|rates| rates[1..].to_vec());
+        let shares: Vec<_> = eipnat.iter().zip(&bare).map(|(rate, bare)| rate / bare).collect();
+        let (yardstick, name) = (Kind::Discard.name(), Kind::Eipnat.name());
+        figures.push(Figure::of(yardstick, case, "rate", "packets/s", &bare));
+        figures.push(Figure::of(name, case, "rate", "packets/s", &eipnat));
+        let share = Figure::of(name, case, "share of the bare drop", "", &shares);
+        figures.push(share.target(Target::AtLeast(least)));
+    }
+    Ok(Section { name: "drops", title: "Drops of packets to unbound EIPs", figures })
+}
+
+/// Packets a second that one turn has brought to the device, none of them further.
+fn turn(device: &mut Device) -> Result<f64> {
+    let (came, taken) = device.line(Direction::In).turn(TURN)?;
+    ensure!(came == 0, "{came} packets to unbound EIPs are carried by {}", device.kind().name());
+    Ok(float(u64::from(TURN)) / taken.as_secs_f64())
+}
