@@ -27,6 +27,7 @@ mod object;
 mod offloads;
 mod ports;
 mod routes;
+mod settle;
 mod slow;
 mod sysctls;
 mod targets;
@@ -44,8 +45,7 @@ use std::sync::Arc;
 use ::log::{error, info, warn};
 use anyhow::Context as _;
 use aya_log::EbpfLogger;
-use ipnet::Ipv4Net;
-use nat_common::abi::{self, ABI_VERSION, Meter, Node};
+use nat_common::abi::{ABI_VERSION, Meter, Node};
 use rustix::rand::GetRandomFlags;
 use rustix::thread::{MembarrierCommand, membarrier};
 
@@ -55,11 +55,11 @@ use self::fib::Fib;
 use self::findings::Findings;
 use self::generations::{Generation, Sums};
 use self::interfaces::Interface;
-use self::kinds::Kinds;
 use self::maps::Maps;
 use self::object::{MapPins, Program};
 use self::ports::Ports;
 use self::routes::Routes;
+use self::settle::{kinds, public_ip};
 use self::tracer::XdpTracer;
 use self::unload::remove;
 pub use self::unload::{LastCounts, unload};
@@ -237,59 +237,6 @@ impl XdpDataplane {
         self.is_new && self.earlier.is_empty()
     }
 
-    /// Brings everything to what it has to be, bindings apart.
-    fn settle(&mut self) -> anyhow::Result<Findings> {
-        let mut findings = Findings::default();
-        findings.note(self.settle_pins());
-        let interfaces = Interface::all()?;
-        if let Some(address) = public_ip(&self.config, &interfaces) {
-            self.node.public_ip = address.octets();
-        }
-        let mut note = |what: &str, changed: anyhow::Result<bool>| {
-            findings.note(changed.map(|changed| changed.then(|| what.to_owned())));
-        };
-        note("the node's settings were others, and are written again", self.maps.set_node(self.node));
-        let kinds = kinds(&self.config, &self.pools, self.node.public_ip, &interfaces);
-        note(
-            "what the program knows of addresses was otherwise, and is written again",
-            self.maps.set_addresses(&kinds),
-        );
-        note("sysctl all.send_redirects set again", sysctls::set_all_send_redirects(0));
-        self.ports.settle(&mut self.maps, &interfaces, &mut findings);
-        self.settle_slow_path(&interfaces);
-        self.settle_routes();
-        Ok(findings)
-    }
-
-    /// Has changes of routes followed, for the program to remember next hops.
-    fn settle_routes(&mut self) {
-        if !self.is_active || self.routes.as_ref().is_some_and(Routes::is_alive) {
-            return;
-        }
-        // What it died of, and else whether it can be started.
-        let ended = self.routes.take().map_or(Ok(()), Routes::end);
-        let started = ended.and_then(|()| Routes::start(&self.generation));
-        let trouble = started.as_ref().err().map(|error| format!("{error:#}"));
-        if let Some(trouble) = trouble.as_ref().filter(|_| trouble != self.routes_trouble) {
-            warn!("changes of routes cannot be followed, so the FIB is asked for each packet: {trouble}");
-        }
-        (self.routes, self.routes_trouble) = (started.ok(), trouble);
-    }
-
-    fn settle_pins(&mut self) -> anyhow::Result<Option<String>> {
-        let mut restored = Vec::new();
-        if !self.lock.is_on(&self.config.pin_path) {
-            bpffs::prepare(&self.config.pin_path)?;
-            self.lock = Arc::new(PinLock::take(&self.config.pin_path)?);
-            restored.push(self.config.pin_path.display().to_string());
-        }
-        restored.extend(self.map_pins.restore()?);
-        if self.ports.pin_program()? {
-            restored.push("the program".to_owned());
-        }
-        Ok((!restored.is_empty()).then(|| format!("pinned again: {}", restored.join(", "))))
-    }
-
     /// Makes the maps in use the only ones: to be called when no program runs on earlier ones any more.
     fn retire_earlier(&mut self, owners: &Owners<'_>) -> anyhow::Result<()> {
         // No packet is under way any more in an earlier program: its counters stand still.
@@ -348,17 +295,6 @@ fn standing(pin_path: &Path) -> anyhow::Result<Vec<Generation>> {
     Ok(standing)
 }
 
-/// What addresses are to the node.
-fn kinds(
-    config: &config::Datapath,
-    pools: &[PoolSpec],
-    public_ip: abi::Addr,
-    interfaces: &[Interface],
-) -> Kinds {
-    let public_ip = Some(public_ip.into()).filter(|address: &Ipv4Addr| !address.is_unspecified());
-    addresses::kinds(&config.uplinks, &config.downlinks, pools, public_ip, interfaces).into()
-}
-
 /// Something that nobody can guess, and that is not drawn twice.
 fn drawn() -> anyhow::Result<[u8; 16]> {
     let mut id = [0; 16];
@@ -373,13 +309,6 @@ fn discard_all(generations: &[Generation]) {
             warn!("{error:#}");
         }
     }
-}
-
-/// The node's own public address. If the configuration names none: the first public one of the uplinks, in their order.
-fn public_ip(config: &config::Datapath, interfaces: &[Interface]) -> Option<Ipv4Addr> {
-    let uplinks = config.uplinks.iter().filter_map(|name| interfaces.iter().find(|i| i.name == *name));
-    let mut addresses = uplinks.flat_map(|interface| &interface.addresses).map(Ipv4Net::addr);
-    config.public_ip.or_else(|| addresses.find(|address| may_be_public(*address)))
 }
 
 /// Returns when no packet is under way any more that was when it was called.
