@@ -252,7 +252,7 @@ fn sixteen_clients_at_random_leave_one_truth() -> Result<()> {
         bed.daemon.stop()?;
         let store = Store::open(&bed.lab.file("store"), Spec::default(), 1024)?;
         let stored: Bindings =
-            store.model().bindings().map(|binding| (binding.public_ip, binding.private_ip)).collect();
+            store.model().bindings().iter().map(|binding| (binding.public_ip, binding.private_ip)).collect();
         assert_eq!((stored, Some(store.revision())), (listed, revision), "store and list");
         assert_eq!(store.model().closing().count(), 0, "every meter is read");
         Ok(())

@@ -430,7 +430,7 @@ fn bindings_are_all_read_whatever_is_read_at_a_time() -> Result<()> {
         };
         let halves: BTreeSet<Half> =
             (0..COUNT).map(binding).flat_map(|b| [Half::Inbound(b), Half::Outbound(b)]).collect();
-        halves.iter().try_for_each(|half| dataplane.insert(*half))?;
+        halves.iter().try_for_each(|half| dataplane.insert(&[*half]))?;
         // Also less than what hangs on one bucket.
         for count in [1, 7, 1000, 3 * COUNT] {
             let (mut all, mut next) = (Vec::new(), Some(Place::default()));

@@ -30,12 +30,11 @@ fn hash(kind: &str, key: &str, value: &str) -> u128 {
     // In one piece it is hashed several times as fast; most rows have room here.
     let (mut small, mut large) = ([0; 256], Vec::new());
     let length = kind.len() + key.len() + value.len() + 3;
-    let row = match small.get_mut(..length) {
-        Some(row) => row,
-        None => {
-            large.resize(length, 0);
-            &mut large[..]
-        }
+    let row = if let Some(row) = small.get_mut(..length) {
+        row
+    } else {
+        large.resize(length, 0);
+        &mut large[..]
     };
     let mut rest = &mut *row;
     for part in [kind, key, value] {
