@@ -1,20 +1,17 @@
 //! Lists of any length: read and sent some at a time, so that a million EIPs take no more memory than some thousands, and let
 //! commands through. What comes or goes meanwhile may or may not be in a list; all else is in it once.
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use http_body_util::channel::{Channel, Sender};
 use serde::Serialize;
 
 use super::ApiError;
+use super::pieces::{Pipe, pieces};
 use crate::control::{self, Control, Shared};
 
 /// How many are read at a time.
 pub(super) const AT_ONCE: usize = 2048;
-
-/// How many pieces are read ahead of what has been sent.
-const AHEAD: usize = 2;
 
 /// Some of a list, and from where it goes on, if there are more.
 pub(super) type Piece<T, K> = (Vec<T>, Option<K>);
@@ -26,11 +23,11 @@ pub(super) async fn answer<T: Serialize + Send + 'static, K: Send + 'static>(
     read: fn(&Control, K) -> Piece<T, K>,
 ) -> Result<Response, ApiError> {
     let first = control::call(&control, move |control| read(control, from)).await?;
-    let (mut sender, body) = Channel::<Bytes, anyhow::Error>::new(AHEAD);
+    let (pipe, body) = pieces();
     tokio::spawn(async move {
-        if let Err(error) = send(&control, first, read, &mut sender).await {
-            // A cut answer is an error to whoever reads it; a short one would be taken for all.
-            sender.abort(error);
+        if let Err(error) = send(&control, first, read, &pipe).await {
+            // A short answer would be taken for all.
+            pipe.cut(error).await;
         }
     });
     let format = [(header::CONTENT_TYPE, "application/json")];
@@ -41,7 +38,7 @@ async fn send<T: Serialize + Send + 'static, K: Send + 'static>(
     control: &Shared,
     (mut some, mut next): Piece<T, K>,
     read: fn(&Control, K) -> Piece<T, K>,
-    pipe: &mut Sender<Bytes, anyhow::Error>,
+    pipe: &Pipe,
 ) -> anyhow::Result<()> {
     let mut text = vec![b'['];
     loop {
@@ -52,11 +49,8 @@ async fn send<T: Serialize + Send + 'static, K: Send + 'static>(
             serde_json::to_writer(&mut text, one)?;
         }
         text.extend_from_slice(if next.is_some() { b",\n" } else { b"]" });
-        if pipe.send_data(text.into()).await.is_err() {
-            // Whoever asked has gone.
-            return Ok(());
-        }
-        let Some(from) = next else { return Ok(()) };
+        let reads_on = pipe.send(text).await;
+        let Some(from) = next.filter(|_| reads_on) else { return Ok(()) };
         (some, next) = control::call(control, move |control| read(control, from)).await?;
         text = Vec::new();
     }

@@ -8,6 +8,7 @@ pub mod client;
 mod handlers;
 mod import;
 mod list;
+pub mod pieces;
 mod probes;
 pub mod server;
 pub mod socket;

@@ -8,24 +8,21 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use http_body_util::channel::Channel;
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder, TextEncoder};
 
+use crate::api::pieces::pieces;
 use crate::api::types::Stats;
 use crate::config;
 use crate::control::{self, Control, Shared};
 
 /// How long a scrape may take.
 pub const MAX_CONNECTION: Duration = Duration::from_mins(2);
-
-/// How many pieces are read ahead of what has been sent.
-const AHEAD: usize = 2;
 
 /// The metrics of a control plane.
 pub fn router(control: Shared, config: config::Metrics) -> Router {
@@ -38,16 +35,15 @@ async fn scrape(State((control, config)): State<(Shared, config::Metrics)>) -> R
         Ok(text) => text,
         Err(error) => return (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}\n")).into_response(),
     };
-    let (mut sender, body) = Channel::<Bytes, anyhow::Error>::new(AHEAD);
+    let (pipe, body) = pieces();
     tokio::spawn(async move {
-        let sent = match sender.send_data(node.into()).await {
-            Ok(()) => series::send(&control, config, &mut sender).await,
+        if !pipe.send(node).await {
             // Whoever asked has gone.
-            Err(_) => Ok(()),
-        };
-        if let Err(error) = sent {
+            return;
+        }
+        if let Err(error) = series::send(&control, config, &pipe).await {
             // A cut answer is an error to Prometheus; a short one would be taken for the end of some EIPs.
-            sender.abort(error);
+            pipe.cut(error).await;
         }
     });
     let format = [(header::CONTENT_TYPE, TextEncoder::new().format_type().to_owned())];

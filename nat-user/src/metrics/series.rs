@@ -4,9 +4,7 @@ use std::fmt::{Display, Write as _};
 use std::net::Ipv4Addr;
 use std::time::SystemTime;
 
-use axum::body::Bytes;
-use http_body_util::channel::Sender;
-
+use crate::api::pieces::Pipe;
 use crate::config::{self, Series};
 use crate::control::{self, Control, Shared};
 use crate::model::Carried;
@@ -49,10 +47,8 @@ const OF_ACCOUNTS: [Family; 2] = [
     },
 ];
 
-type Pipe = Sender<Bytes, anyhow::Error>;
-
 /// Sends the series that the configuration asks for. If whoever asked goes away, that is no error.
-pub(super) async fn send(control: &Shared, config: config::Metrics, pipe: &mut Pipe) -> anyhow::Result<()> {
+pub(super) async fn send(control: &Shared, config: config::Metrics, pipe: &Pipe) -> anyhow::Result<()> {
     if config.series == Series::None {
         return Ok(());
     }
@@ -62,7 +58,7 @@ pub(super) async fn send(control: &Shared, config: config::Metrics, pipe: &mut P
         for (account, carried) in &accounts {
             piece.add(format_args!("account=\"{account}\""), carried);
         }
-        if pipe.send_data(piece.text.into()).await.is_err() {
+        if !pipe.send(piece.text).await {
             return Ok(());
         }
     }
@@ -82,7 +78,7 @@ pub(super) async fn send(control: &Shared, config: config::Metrics, pipe: &mut P
             for (address, account, carried) in &some {
                 piece.add(format_args!("eip=\"{address}\",account=\"{account}\""), carried);
             }
-            if pipe.send_data(std::mem::take(&mut piece.text).into()).await.is_err() {
+            if !pipe.send(std::mem::take(&mut piece.text)).await {
                 return Ok(());
             }
             next = after;

@@ -67,12 +67,14 @@ impl Watch {
 /// A list of any length.
 pub struct List<T> {
     lines: Lines,
+    /// Whether its end has come.
+    is_whole: bool,
     of: PhantomData<T>,
 }
 
 impl<T: DeserializeOwned> List<T> {
     pub(super) const fn of(body: Incoming) -> Self {
-        Self { lines: Lines::of(body), of: PhantomData }
+        Self { lines: Lines::of(body), is_whole: false, of: PhantomData }
     }
 
     /// Some more of it; `None` at its end.
@@ -82,7 +84,12 @@ impl<T: DeserializeOwned> List<T> {
     pub async fn next(&mut self) -> Result<Option<Vec<T>>> {
         let next = async { Ok::<_, anyhow::Error>(timeout(PATIENCE, self.lines.next()).await??) };
         let line = next.await.context("the list was cut short").map_err(Error::Broken)?;
-        line.map(|line| elements(&line)).transpose().map_err(Error::Broken)
+        let Some(line) = line else {
+            let cut = || Error::Broken(anyhow!("the list was cut short"));
+            return if self.is_whole { Ok(None) } else { Err(cut()) };
+        };
+        self.is_whole = line.trim_ascii_end().ends_with(b"]");
+        elements(&line).map(Some).map_err(Error::Broken)
     }
 }
 
