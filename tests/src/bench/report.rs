@@ -33,11 +33,15 @@ impl Row {
 
     /// What the median share is to be.
     fn target(&self) -> Option<Target> {
-        match (self.device, self.eips) {
-            ("eipnat", 1) => Some(Target::AtLeast(0.75)),
-            ("eipnat", 0x1_0000) => Some(Target::AtLeast(0.45)),
-            _ => None,
-        }
+        let least = match (self.device, self.eips, self.direction) {
+            ("eipnat", 1, _) => 0.75,
+            ("eipnat", 0x1_0000, "in") => 0.45,
+            ("eipnat", 0x1_0000, _) => 0.35,
+            ("eipnat", 1_000_000, "in") => 0.40,
+            ("eipnat", 1_000_000, _) => 0.20,
+            _ => return None,
+        };
+        Some(Target::AtLeast(least))
     }
 
     /// Nanoseconds a packet more than the bare redirect takes.
