@@ -277,8 +277,7 @@ impl Express {
 
     /// Makes an interface known, unless another one sits in its place.
     pub(super) fn seat(&mut self, ifindex: u32, port: &abi::Port) {
-        let at = seat_at(ifindex);
-        let sitting: Seat = bytemuck::cast([self.seats.read(at), self.seats.read(at + 1)]);
+        let (at, sitting) = (seat_at(ifindex), self.sitting(ifindex));
         // The pipeline knows tenants. Where the program does not run, no packet comes from.
         if port.tenant != 0 || port.role == 0 {
             return self.unseat(ifindex);
@@ -297,11 +296,15 @@ impl Express {
 
     /// Makes an interface unknown.
     pub(super) fn unseat(&mut self, ifindex: u32) {
-        let at = seat_at(ifindex);
-        let sitting: Seat = bytemuck::cast([self.seats.read(at), self.seats.read(at + 1)]);
-        if sitting.ifindex == ifindex {
-            self.seats.write(at, 0);
+        if self.sitting(ifindex).ifindex == ifindex {
+            self.seats.write(seat_at(ifindex), 0);
         }
+    }
+
+    /// Who sits in an interface's place.
+    fn sitting(&self, ifindex: u32) -> Seat {
+        let at = seat_at(ifindex);
+        bytemuck::cast([self.seats.read(at), self.seats.read(at + 1)])
     }
 
     /// Writes all pages, and where they are found.

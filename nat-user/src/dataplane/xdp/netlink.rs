@@ -18,14 +18,7 @@ pub(super) fn dump<T>(protocol: isize, request: &T) -> anyhow::Result<Vec<T>>
 where
     T: NetlinkSerializable + NetlinkDeserializable + fmt::Debug + Clone + Into<NetlinkPayload<T>>,
 {
-    for _ in 0..ATTEMPTS {
-        // Something may be missing in one that was interrupted.
-        let answer = ask(protocol, request.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
-        if !answer.interrupted {
-            return Ok(answer.messages);
-        }
-    }
-    bail!("the list changes faster than the kernel can tell it")
+    Ok(whole(protocol, request)?.messages)
 }
 
 /// [`dump`], which fails if anything is not understood.
@@ -33,11 +26,20 @@ pub(super) fn dump_all<T>(protocol: isize, request: &T) -> anyhow::Result<Vec<T>
 where
     T: NetlinkSerializable + NetlinkDeserializable + fmt::Debug + Clone + Into<NetlinkPayload<T>>,
 {
+    let answer = whole(protocol, request)?;
+    ensure!(answer.unknown == 0, "{} messages cannot be understood", answer.unknown);
+    Ok(answer.messages)
+}
+
+/// An answer in which nothing is missing, as may be in one that was interrupted.
+fn whole<T>(protocol: isize, request: &T) -> anyhow::Result<Answer<T>>
+where
+    T: NetlinkSerializable + NetlinkDeserializable + fmt::Debug + Clone + Into<NetlinkPayload<T>>,
+{
     for _ in 0..ATTEMPTS {
         let answer = ask(protocol, request.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
         if !answer.interrupted {
-            ensure!(answer.unknown == 0, "{} messages cannot be understood", answer.unknown);
-            return Ok(answer.messages);
+            return Ok(answer);
         }
     }
     bail!("the list changes faster than the kernel can tell it")

@@ -241,10 +241,7 @@ proptest! {
 fn a_seat_is_the_first_ones_until_it_goes() {
     let mut express = Express::new(arrays(2), 2, PAGES, Kinds::default());
     let port = |last| abi::Port { role: 1, mac: [2, 0, 0, 0, 0, last], ..abi::Port::default() };
-    let sits = |express: &Express, ifindex: u32| -> Seat {
-        let at = seat_at(ifindex);
-        bytemuck::cast([express.seats.read(at), express.seats.read(at + 1)])
-    };
+    let sits = Express::sitting;
     express.seat(7, &port(7));
     express.seat(7 + SEATS, &port(8));
     let seat = Seat { ifindex: 7, mac: [2, 0, 0, 0, 0, 7], role: 1, ..Seat::default() };
