@@ -27,7 +27,7 @@ pub mod trace;
 pub mod trial;
 
 /// Version of everything in this module. Where the pinned maps carry another one, the daemon makes new maps.
-pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { u32::MAX } else { 7 };
+pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { u32::MAX } else { 8 };
 
 /// Most interfaces that a program can be told of: uplinks, downlinks, and what is below them, such as the ports of a bridge
 /// to which hundreds of VMs are plugged.
@@ -64,8 +64,6 @@ pub mod map {
     /// slow path.
     pub const DROPS: &str = "DROPS";
 
-    /// Array with the one element [`Settings`](super::trace::Settings).
-    pub const TRACE: &str = "TRACE";
     /// Hash: address that is traced -> 1 (`u32`).
     pub const TRACED: &str = "TRACED";
     /// Ring buffer of [`Event`](super::trace::Event)s.
@@ -73,8 +71,8 @@ pub mod map {
     /// Per-CPU array with one element: how many events were left out (`u64`).
     pub const LEFT_OUT: &str = "LEFT_OUT";
 
-    /// Array with one element: upper half of an address (`u16`, host byte order) -> page (`u16`).
-    pub const DIRECTORY: &str = "DIRECTORY";
+    /// Array with the one element [`Front`](super::express::Front).
+    pub const FRONT: &str = "FRONT";
     /// Array: page -> a [`Place`](super::express::Place) for each third byte of an address.
     pub const PAGES: &str = "PAGES";
     /// Array: block -> an [`InboundEntry`](super::express::InboundEntry) for each last byte of an address.
@@ -83,10 +81,6 @@ pub mod map {
     pub const OUTBOUND_BLOCKS: &str = "OUTBOUND_BLOCKS";
     /// Array of [`NextHop`](super::express::NextHop)s: a lane of [`express::NEXT_HOPS`](super::express::NEXT_HOPS) for each CPU.
     pub const NEXT_HOPS: &str = "NEXT_HOPS";
-    /// Array: interface index, lower bits -> [`Seat`](super::express::Seat).
-    pub const SEATS: &str = "SEATS";
-    /// Array with the one element [`Routing`](super::express::Routing).
-    pub const ROUTING: &str = "ROUTING";
 
     /// XDP sockets of the slow path, by [`Port::socket`](super::Port::socket).
     pub const SOCKETS: &str = "SOCKETS";
@@ -97,7 +91,7 @@ pub mod map {
     pub const TALLIES: &str = "TALLIES";
 
     /// All of them.
-    pub const ALL: [&str; 25] = [
+    pub const ALL: [&str; 22] = [
         NODE,
         PORTS,
         ADDRESSES,
@@ -109,17 +103,14 @@ pub mod map {
         CARRIED_METERS,
         CARRIED_COUNTERS,
         DROPS,
-        TRACE,
         TRACED,
         EVENTS,
         LEFT_OUT,
-        DIRECTORY,
+        FRONT,
         PAGES,
         INBOUND_BLOCKS,
         OUTBOUND_BLOCKS,
         NEXT_HOPS,
-        SEATS,
-        ROUTING,
         SOCKETS,
         BUCKETS,
         TALLIES,
@@ -333,7 +324,8 @@ pub struct Node {
     /// Source of ICMP errors whose sender, a private router, has no public address of its own (RFC 5508 §4.2,
     /// REQ-5c). All zero: not known.
     pub public_ip: Addr,
-    /// How many meters there are, which is the length of a lane of [`map::METERS`].
+    /// Not read by the program, to which its loader tells it: how many meters there are, which is the length of a lane of
+    /// [`map::METERS`].
     pub meters: u32,
     /// Not read by the program: drawn at random when the counters began at zero. Whoever remembers a reading knows by it
     /// whether the counters are still the same. Nobody but root does: it

@@ -3,25 +3,25 @@
 use core::arch::asm;
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::bindings::xdp_action::XDP_DROP;
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
 use aya_ebpf::programs::XdpContext;
+
+use aya_log_ebpf::macro_support::{Level, level_enabled};
 use nat_common::abi::express::{
-    Adjacency, ENTRIES, InboundEntry, NEXT_HOPS as NEXT_HOPS_OF_CPU, NextHop, PAGES as PAGE_COUNT, Place,
-    Routing, SEATS as SEAT_COUNT, Seat,
+    Adjacency, ENTRIES, Front, InboundEntry, NEXT_HOPS as NEXT_HOPS_OF_CPU, NextHop, PAGES as PAGE_COUNT,
+    Place, Seat,
 };
 use nat_common::abi::{Addr, Outbound};
 use nat_common::express::{self, Known, Outcome};
 use nat_common::pipeline::Direction;
-use nat_common::verdict::Egress;
+use nat_common::verdict::{Counter, Egress, Reject};
 
 use crate::frame::XdpFrame;
 use crate::maps::{self, SET_BY_DAEMON};
 use crate::watch::Watch;
-
-#[map]
-static DIRECTORY: Array<[u16; 65536]> = Array::pinned(1, BPF_F_MMAPABLE);
 
 #[map]
 static PAGES: Array<[Place; ENTRIES]> = Array::pinned(PAGE_COUNT, BPF_F_MMAPABLE);
@@ -35,12 +35,6 @@ static OUTBOUND_BLOCKS: Array<[Outbound; ENTRIES]> = Array::pinned(SET_BY_DAEMON
 #[map]
 static NEXT_HOPS: Array<NextHop> = Array::pinned(SET_BY_DAEMON, 0);
 
-#[map]
-static SEATS: Array<Seat> = Array::pinned(SEAT_COUNT, BPF_F_MMAPABLE);
-
-#[map]
-static ROUTING: Array<Routing> = Array::pinned(1, BPF_F_MMAPABLE);
-
 /// The time, in nanoseconds of `CLOCK_MONOTONIC`, as of the last tick.
 #[inline(always)]
 pub(crate) fn now() -> u64 {
@@ -51,31 +45,56 @@ pub(crate) fn now() -> u64 {
 /// The generation of next hops that holds; 0 if none does.
 #[inline(always)]
 pub(crate) fn generation(now: u64) -> u32 {
-    ROUTING.get(0).map_or(0, |routing| routing.at(now))
+    maps::front().map_or(0, |front| generation_at(front, now))
 }
 
-/// What has become of a packet if it was an ordinary one.
 #[inline(always)]
-pub(crate) fn process(ctx: &XdpContext) -> Outcome {
-    if !Watch::is_plain(ctx) {
-        return Outcome::Unknown;
+fn generation_at(front: *mut Front, now: u64) -> u32 {
+    // SAFETY: the element of a map, which stays.
+    unsafe { (*front).routing.at(now) }
+}
+
+/// In place of the program's action: the pipeline has to judge the packet.
+pub(crate) const UNKNOWN: u32 = u32::MAX;
+
+/// What becomes of an ordinary packet: the program's action, or [`UNKNOWN`].
+#[inline(always)]
+pub(crate) fn process(ctx: &XdpContext) -> u32 {
+    let Some(front) = maps::front().filter(|front| Watch::is_plain(ctx, *front)) else { return UNKNOWN };
+    let mut arrays = Arrays { front, now: now() };
+    match express::process(&mut XdpFrame::new(ctx), ctx.ingress_ifindex() as u32, &mut arrays) {
+        Outcome::Forward(ifindex) => {
+            maps::count(Counter::Forward.index());
+            maps::send_by(ifindex)
+        }
+        // The log is the pipeline's to write.
+        Outcome::Unbound(_) if level_enabled(Level::Debug) => UNKNOWN,
+        Outcome::Unbound(address) => {
+            let reject = Reject::EipUnbound;
+            maps::count(Counter::Drop(reject).index());
+            maps::remember_drop(address, false, reject as u32, arrays.now);
+            XDP_DROP
+        }
+        Outcome::Unknown => UNKNOWN,
     }
-    express::process(&mut XdpFrame::new(ctx), ctx.ingress_ifindex() as u32, &mut Arrays { now: now() })
 }
 
 struct Arrays {
+    front: *mut Front,
     now: u64,
 }
 
 impl Known for Arrays {
     #[inline(always)]
     fn seat(&mut self, ifindex: u32) -> Option<Seat> {
-        SEATS.get(ifindex & (SEAT_COUNT - 1)).filter(|seat| seat.ifindex == ifindex).copied()
+        // SAFETY: the element of a map, which stays; a seat that is being written has another index.
+        let seat = unsafe { *at(&raw mut (*self.front).seats, ifindex as u16) };
+        (seat.ifindex == ifindex).then_some(seat)
     }
 
     #[inline(always)]
     fn is_stranger(&mut self, addr: Addr) -> bool {
-        let Some(place) = place(addr) else { return false };
+        let Some(place) = place(self.front, addr) else { return false };
         if place == Place::default() {
             return true;
         }
@@ -91,12 +110,12 @@ impl Known for Arrays {
     #[inline(always)]
     fn inbound(&mut self, public_ip: Addr) -> Option<InboundEntry> {
         // SAFETY: the entry stays memory of the map, whosever it is; the daemon writes it in words.
-        inbound(public_ip).map(|entry| unsafe { *entry })
+        inbound(self.front, public_ip).map(|entry| unsafe { *entry })
     }
 
     #[inline(always)]
     fn outbound(&mut self, private_ip: Addr) -> Option<Outbound> {
-        let block = OUTBOUND_BLOCKS.get_ptr_mut(place(private_ip)?.outbound)?;
+        let block = OUTBOUND_BLOCKS.get_ptr_mut(place(self.front, private_ip)?.outbound)?;
         // SAFETY: as in `inbound`.
         Some(unsafe { *at(block, private_ip[3].into()) })
     }
@@ -110,7 +129,7 @@ impl Known for Arrays {
 
     #[inline(always)]
     fn generation(&mut self) -> u32 {
-        generation(self.now)
+        generation_at(self.front, self.now)
     }
 
     #[inline(always)]
@@ -133,10 +152,10 @@ fn at<T, const N: usize>(array: *mut [T; N], index: u16) -> *mut T {
 }
 
 #[inline(always)]
-fn place(addr: Addr) -> Option<Place> {
+fn place(front: *mut Front, addr: Addr) -> Option<Place> {
     let upper = u16::from_be_bytes([addr[0], addr[1]]);
     // SAFETY: an element of an array that stays; whoever writes it writes the whole.
-    let page = unsafe { *at(DIRECTORY.get_ptr_mut(0)?, upper) };
+    let page = unsafe { *at(&raw mut (*front).directory, upper) };
     if page == 0 {
         return Some(Place::default());
     }
@@ -145,8 +164,8 @@ fn place(addr: Addr) -> Option<Place> {
 }
 
 #[inline(always)]
-fn inbound(public_ip: Addr) -> Option<*mut InboundEntry> {
-    let block = INBOUND_BLOCKS.get_ptr_mut(place(public_ip)?.inbound)?;
+fn inbound(front: *mut Front, public_ip: Addr) -> Option<*mut InboundEntry> {
+    let block = INBOUND_BLOCKS.get_ptr_mut(place(front, public_ip)?.inbound)?;
     Some(at(block, public_ip[3].into()))
 }
 
@@ -172,7 +191,7 @@ pub(crate) fn learn(to: Addr, public_ip: Option<Addr>, egress: &Egress, mtu: u16
     };
     adjacency.check = adjacency.mark(to);
     if let Some(public_ip) = public_ip {
-        if let Some(entry) = inbound(public_ip) {
+        if let Some(entry) = maps::front().and_then(|front| inbound(front, public_ip)) {
             // SAFETY: another CPU may write at the same time, or the daemon: the mark tells.
             unsafe { (&raw mut (*entry).adjacency).write(adjacency) };
         }

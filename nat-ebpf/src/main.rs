@@ -28,7 +28,6 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use nat_common::express::Outcome;
 use nat_common::pipeline::{self, Direction};
 use nat_common::verdict::{Counter, Errand, Reject, Verdict};
 
@@ -43,43 +42,26 @@ use crate::watch::Watch;
 #[xdp(frags)]
 fn eipnat(ctx: XdpContext) -> u32 {
     // SAFETY: the context is the one that the program was called with.
-    let mut action = unsafe { eipnat_express(ctx.ctx) };
-    if action == UNKNOWN {
-        // SAFETY: as above.
-        action = unsafe { eipnat_judge(ctx.ctx) };
+    let action = unsafe { eipnat_express(ctx.ctx) };
+    if action != express::UNKNOWN {
+        return action;
     }
+    // SAFETY: as above.
+    let action = unsafe { eipnat_judge(ctx.ctx) };
     match action.checked_sub(DROPPED).and_then(|number| Reject::ALL.get(number as usize)) {
         Some(reject) => dropped(&ctx, *reject),
         None => action,
     }
 }
 
-/// In place of the program's action: the pipeline has to judge the packet.
-const UNKNOWN: u32 = u32::MAX;
-
-/// What becomes of an ordinary packet: the program's action, or [`UNKNOWN`].
+/// See [`express::process`].
 ///
 /// # Safety
 /// `ctx` must be the context that the program was called with.
 #[unsafe(no_mangle)]
 #[inline(never)]
 unsafe extern "C" fn eipnat_express(ctx: *mut xdp_md) -> u32 {
-    let ctx = XdpContext::new(ctx);
-    match express::process(&ctx) {
-        Outcome::Forward(ifindex) => {
-            maps::count(Counter::Forward.index());
-            maps::send_by(ifindex)
-        }
-        Outcome::Unbound(address) => {
-            let reject = Reject::EipUnbound;
-            maps::count(Counter::Drop(reject).index());
-            maps::remember_drop(address, false, reject as u32, express::now());
-            // SAFETY: the context is the one that the program was called with.
-            unsafe { eipnat_log_drop(ctx.ctx, reject as u32) };
-            XDP_DROP
-        }
-        Outcome::Unknown => UNKNOWN,
-    }
+    express::process(&XdpContext::new(ctx))
 }
 
 /// In place of the program's action, from here on: why the packet is dropped.

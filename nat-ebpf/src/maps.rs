@@ -1,6 +1,7 @@
 //! The BPF maps. Names, keys and values are nat-common's; sizes that depend on the configuration are set by the
 //! daemon when it creates them.
 
+use aya_ebpf::Global;
 use aya_ebpf::bindings::xdp_action::XDP_DROP;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
@@ -8,6 +9,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, PerCpuArray};
 use nat_common::abi::drops::{self, Dropped};
+use nat_common::abi::express::Front;
 use nat_common::abi::{
     Addr, AddressKind, Inbound, MAX_ADDRESSES, MAX_PORTS, Meter, Node, Outbound, OutboundKey, Port,
 };
@@ -21,6 +23,9 @@ pub(crate) const SET_BY_DAEMON: u32 = 1;
 
 #[map]
 static NODE: Array<Node> = Array::pinned(1, 0);
+
+#[map]
+static FRONT: Array<Front> = Array::pinned(1, BPF_F_MMAPABLE);
 
 #[map]
 static PORTS: HashMap<u32, Port> = HashMap::pinned(MAX_PORTS, 0);
@@ -79,14 +84,23 @@ pub(crate) fn kind(addr: Addr) -> AddressKind {
 }
 
 #[inline(always)]
+pub(crate) fn front() -> Option<*mut Front> {
+    FRONT.get_ptr_mut(0)
+}
+
+#[inline(always)]
 pub(crate) fn node() -> Option<&'static Node> {
     NODE.get(0)
 }
 
+/// The length of a lane of [`METERS`], which the loader sets.
+#[unsafe(no_mangle)]
+static METERS_OF_LANE: Global<u32> = Global::new(0);
+
 #[inline(always)]
 pub(crate) fn bill(meter: u32, direction: Direction, bytes: u16, watch: Watch) {
-    let Some(Node { meters, .. }) = node() else { return };
-    let Some(meter) = METERS.get_ptr_mut(watch.place(lane() * meters + meter)) else { return };
+    let place = lane() * METERS_OF_LANE.load() + meter;
+    let Some(meter) = METERS.get_ptr_mut(watch.place(place)) else { return };
     // SAFETY: the element is in this CPU's lane, and XDP programs do not interrupt each other on one. The daemon only reads.
     let meter = unsafe { &mut *meter };
     let (total, packets) = match direction {

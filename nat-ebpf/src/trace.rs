@@ -6,19 +6,17 @@ use core::arch::asm;
 
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{HashMap, PerCpuArray, RingBuf};
 use aya_ebpf::programs::XdpContext;
 use nat_common::abi::Addr;
-use nat_common::abi::trace::{
-    EVENTS_SIZE, EVERYTHING, Event, HEAD, MAX_SNAP, MAX_TRACED, MIN_SNAP, Settings,
-};
+use nat_common::abi::express::Front;
+use nat_common::abi::trace::{EVENTS_SIZE, EVERYTHING, Event, HEAD, MAX_SNAP, MAX_TRACED, MIN_SNAP};
 use nat_common::wire::{ethernet, ipv4};
+
+use crate::maps;
 
 /// In nanoseconds.
 const SECOND: u64 = 1_000_000_000;
-
-#[map]
-static TRACE: Array<Settings> = Array::pinned(1, 0);
 
 #[map]
 static TRACED: HashMap<Addr, u32> = HashMap::pinned(MAX_TRACED, 0);
@@ -46,7 +44,14 @@ struct Scratch {
 /// Whether packets are traced.
 #[inline(always)]
 pub(crate) fn is_on() -> bool {
-    TRACE.get(0).is_some_and(|settings| settings.until != 0)
+    maps::front().is_some_and(is_asked_for)
+}
+
+/// Whether the daemon asks for it.
+#[inline(always)]
+pub(crate) fn is_asked_for(front: *mut Front) -> bool {
+    // SAFETY: the element of a map, which stays; the daemon writes whole numbers.
+    unsafe { (*front).trace.until != 0 }
 }
 
 /// Keeps the beginning of the frame as it came, if that can be.
@@ -72,9 +77,9 @@ pub(crate) fn begin(ctx: &XdpContext) -> bool {
 #[inline(always)]
 pub(crate) fn end(ctx: &XdpContext, counter: u32, egress: u32) {
     let ctx = ctx.ctx;
-    let (Some(settings), Some(scratch)) = (TRACE.get_ptr_mut(0), SCRATCH.get_ptr_mut(0)) else { return };
+    let (Some(front), Some(scratch)) = (maps::front(), SCRATCH.get_ptr_mut(0)) else { return };
     // SAFETY: the daemon's, whose parts are read one by one; this CPU's.
-    let (settings, scratch) = unsafe { (&mut *settings, &mut *scratch) };
+    let (settings, scratch) = unsafe { (&mut (*front).trace, &mut *scratch) };
     let event = &mut scratch.event;
     if settings.until < event.time {
         // Nobody has prolonged it.

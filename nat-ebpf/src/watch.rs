@@ -5,6 +5,7 @@ use core::arch::asm;
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
+use nat_common::abi::express::Front;
 use nat_common::abi::trial::LENGTH;
 use nat_common::verdict::{Counter, Verdict};
 
@@ -29,8 +30,8 @@ impl Watch {
 
     /// Whether nobody looks at the packet in any other way.
     #[inline(always)]
-    pub(crate) fn is_plain(ctx: &XdpContext) -> bool {
-        ctx.metadata_end().wrapping_sub(ctx.metadata()) != LENGTH && !trace::is_on()
+    pub(crate) fn is_plain(ctx: &XdpContext, front: *mut Front) -> bool {
+        ctx.metadata_end().wrapping_sub(ctx.metadata()) != LENGTH && !trace::is_asked_for(front)
     }
 
     /// Before the packet is judged.

@@ -1,12 +1,13 @@
 //! Next hops that the program remembers follow routes, neighbours and rules within a second, whether the daemon runs or hangs.
 
+use std::mem::offset_of;
 use std::net::Ipv4Addr;
 use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, Map, MapData};
-use nat_common::abi::express::{Adjacency, ENTRIES, InboundEntry, NextHop, Routing};
+use nat_common::abi::express::{Adjacency, ENTRIES, Front, InboundEntry, NextHop, Routing};
 use nat_common::abi::map;
 use rustix::process::{Pid, Signal, kill_process};
 use tests::lab::{
@@ -57,8 +58,9 @@ fn remembered(bed: &Bed) -> Result<[usize; 2]> {
         let pin = directories.map(|dir| dir.join(name)).find(|pin| pin.exists());
         Ok(Map::Array(MapData::from_pin(pin.with_context(|| format!("no map {name} is pinned"))?)?))
     };
-    let routing: Array<_, [u8; size_of::<Routing>()]> = map(map::ROUTING)?.try_into()?;
-    let generation = bytemuck::pod_read_unaligned::<Routing>(&routing.get(&0, 0)?).generation;
+    let front: Array<_, [u8; size_of::<Front>()]> = map(map::FRONT)?.try_into()?;
+    let routing = &front.get(&0, 0)?[offset_of!(Front, routing)..][..size_of::<Routing>()];
+    let generation = bytemuck::pod_read_unaligned::<Routing>(routing).generation;
     let is_present = |adjacency: Adjacency| adjacency.generation == generation;
     let blocks: Array<_, [u8; BLOCK]> = map(map::INBOUND_BLOCKS)?.try_into()?;
     let mut inbound = 0;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Read as _;
+use std::mem::offset_of;
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt as _;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, bail, ensure};
 use aya::maps::{Array, Map, MapData};
 use bytemuck::pod_read_unaligned;
+use nat_common::abi::express::Front;
 use nat_common::abi::map;
 use nat_common::abi::trace::Settings;
 use rustix::process::{Pid, Signal, kill_process};
@@ -278,10 +280,11 @@ fn a_burst_within_the_rate_is_shown_as_a_whole() -> Result<()> {
 fn settings(bed: &Bed) -> Result<Settings> {
     let generations = std::fs::read_dir(&bed.daemon.config().pin_path)?;
     let mut maps =
-        generations.filter_map(|entry| Some(entry.ok()?.path().join(map::TRACE))).filter(|pin| pin.exists());
+        generations.filter_map(|entry| Some(entry.ok()?.path().join(map::FRONT))).filter(|pin| pin.exists());
     let pin = maps.next().context("no map")?;
-    let trace = Array::<_, [u8; size_of::<Settings>()]>::try_from(Map::Array(MapData::from_pin(pin)?))?;
-    Ok(pod_read_unaligned(&trace.get(&0, 0)?))
+    let front = Array::<_, [u8; size_of::<Front>()]>::try_from(Map::Array(MapData::from_pin(pin)?))?;
+    let front = front.get(&0, 0)?;
+    Ok(pod_read_unaligned(&front[offset_of!(Front, trace)..][..size_of::<Settings>()]))
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::trace::Settings;
 use super::{Addr, Mac, Outbound};
 
 /// Entries of a page, and of a block.
@@ -29,7 +30,24 @@ pub const SPECIAL: u32 = u32::MAX;
 pub const NEXT_HOPS: u32 = 4096;
 
 /// Interfaces that are found without a hash; a power of two.
-pub const SEATS: u32 = 256;
+pub const SEATS: usize = 256;
+
+/// Length of the directory: the upper halves of addresses.
+pub const DIRECTORY: usize = 1 << 16;
+
+/// What every packet needs, so that one look-up finds it all. The one element of [`map::FRONT`](super::map::FRONT).
+#[repr(C)]
+#[derive(Debug)]
+pub struct Front {
+    /// For how long next hops may be remembered.
+    pub routing: Routing,
+    /// What is traced.
+    pub trace: Settings,
+    /// Lower bits of an interface's index -> the interface.
+    pub seats: [Seat; SEATS],
+    /// Upper half of an address (host byte order) -> page.
+    pub directory: [u16; DIRECTORY],
+}
 
 /// What is known of 256 addresses. Element of a page.
 #[repr(C)]
@@ -143,7 +161,7 @@ pub struct Seat {
     pub padding: [u8; 5],
 }
 
-/// For how long next hops may be remembered. The one element of [`map::ROUTING`](super::map::ROUTING).
+/// For how long next hops may be remembered.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Routing {
@@ -168,6 +186,7 @@ const _: () = {
     assert!(size_of::<Place>() == 8 && size_of::<Outbound>() == 8 && size_of::<Adjacency>() == 24);
     assert!(size_of::<InboundEntry>() == 32 && size_of::<NextHop>() == 32);
     assert!(size_of::<Seat>() == 16 && size_of::<Routing>() == 16);
+    assert!(size_of::<Front>() == 32 + SEATS * 16 + DIRECTORY * 2);
 };
 
 #[cfg(test)]

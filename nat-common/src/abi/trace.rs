@@ -25,7 +25,7 @@ pub const MAX_SNAP: usize = 9216;
 /// Fewest: both addresses behind an Ethernet header, and an IPv4 header with all its options.
 pub const MIN_SNAP: usize = 96;
 
-/// What is to be reported. The one element of [`map::TRACE`](super::map::TRACE).
+/// What is to be reported. Stands in [`Front::trace`](super::express::Front::trace).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Settings {

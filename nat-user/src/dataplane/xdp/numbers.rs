@@ -2,10 +2,11 @@
 //! a node has millions.
 #![expect(unsafe_code, reason = "the kernel and the XDP program write to the mapped memory, too")]
 
+use std::ops::Range;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use aya::maps::MapData;
 use memmap2::{MmapOptions, MmapRaw};
 
@@ -13,7 +14,8 @@ use memmap2::{MmapOptions, MmapRaw};
 #[derive(Debug)]
 pub(super) struct Numbers {
     memory: MmapRaw,
-    count: usize,
+    /// Those that are meant.
+    places: Range<usize>,
 }
 
 impl Numbers {
@@ -23,14 +25,22 @@ impl Numbers {
         let length = count * size_of::<u64>();
         let memory =
             MmapOptions::new().len(length).map_raw(&map.fd().as_fd()).context("it cannot be mapped")?;
-        Ok(Self { memory, count })
+        Ok(Self { memory, places: 0..count })
+    }
+
+    /// A part of them, the bytes from `offset` on; both are multiples of eight.
+    pub(super) fn part(map: &MapData, offset: usize, length: usize) -> anyhow::Result<Self> {
+        let whole = Self::open(map)?;
+        let places = offset / size_of::<u64>()..(offset + length) / size_of::<u64>();
+        ensure!(places.end <= whole.places.end, "the map ends before byte {}", offset + length);
+        Ok(Self { places, ..whole })
     }
 
     /// So many numbers that no map has.
     #[cfg(test)]
     pub(super) fn in_memory(count: usize) -> Self {
         let memory = MmapOptions::new().len(count * size_of::<u64>()).map_anon().unwrap();
-        Self { memory: memory.into(), count }
+        Self { memory: memory.into(), places: 0..count }
     }
 
     /// The number at a place.
@@ -59,7 +69,7 @@ impl Numbers {
     fn at(&self, place: usize) -> Option<*mut u64> {
         let first = self.memory.as_mut_ptr().cast::<u64>();
         // SAFETY: the place is in the mapping.
-        (place < self.count).then(|| unsafe { first.add(place) })
+        (place < self.places.len()).then(|| unsafe { first.add(self.places.start + place) })
     }
 }
 

@@ -50,6 +50,7 @@ pub(super) fn load(config: &config::Datapath, maps: &Path) -> anyhow::Result<Ebp
     loader.map_max_entries(map::CARRIED_METERS, meters);
     loader.map_max_entries(map::DROPS, drops::LANE * lanes);
     loader.map_max_entries(map::NEXT_HOPS, NEXT_HOPS * lanes);
+    loader.override_global("METERS_OF_LANE", &meters, true);
     for name in [map::INBOUND_BLOCKS, map::OUTBOUND_BLOCKS] {
         loader.map_max_entries(name, express::blocks(config.max_bindings));
     }

@@ -28,9 +28,8 @@ use netlink_sys::{Socket, SocketAddr};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::maps::failed;
-use super::netlink;
 use super::numbers::Numbers;
+use super::{front, netlink};
 
 /// How long what is remembered holds.
 const LEASE: Duration = Duration::from_millis(750);
@@ -58,9 +57,9 @@ pub(super) struct Routes {
 impl Routes {
     /// Starts it, for the maps that are pinned in a directory, in this network namespace.
     pub(super) fn start(maps: &Path) -> Result<Self> {
-        let pin = maps.join(map::ROUTING);
+        let pin = maps.join(map::FRONT);
         let data = MapData::from_pin(&pin).with_context(|| format!("cannot open {}", pin.display()))?;
-        let routing = Numbers::open(&data).with_context(|| failed(map::ROUTING))?;
+        let routing = front::routing(&data)?;
         let (stopped, stop) = io::pipe()?;
         let mut watcher = Watcher::new(routing)?;
         let thread = Builder::new().name("routes".to_owned()).spawn(move || {

@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
+use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
 use nat_common::abi::trace::{EVERYTHING, Event, Settings};
 use nat_common::abi::{Addr, map};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
+use super::front;
 use super::maps::{failed, found, take};
+use super::numbers::Numbers;
 use crate::dataplane::trace::{Report, Tracer, Wanted};
 
 /// For how long the program goes on without being asked again, in nanoseconds. So long a daemon's trace outlives it.
@@ -20,7 +22,7 @@ const TERM: u64 = 5_000_000_000;
 
 /// The maps that the trace needs.
 pub(super) struct XdpTracer {
-    settings: Array<MapData, [u8; size_of::<Settings>()]>,
+    settings: Numbers,
     traced: HashMap<MapData, Addr, u32>,
     events: RingBuf<MapData>,
     left_out: PerCpuArray<MapData, u64>,
@@ -30,17 +32,17 @@ impl XdpTracer {
     /// Takes them out of a loaded object.
     pub(super) fn take(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
         Ok(Self {
-            settings: take(ebpf, map::TRACE)?,
+            settings: front::trace(front::of(ebpf)?)?,
             traced: take(ebpf, map::TRACED)?,
             events: take(ebpf, map::EVENTS)?,
             left_out: take(ebpf, map::LEFT_OUT)?,
         })
     }
 
-    fn set(&mut self, settings: Settings) -> anyhow::Result<()> {
-        self.settings
-            .set(0, bytemuck::cast::<_, [u8; size_of::<Settings>()]>(settings), 0)
-            .with_context(|| failed(map::TRACE))
+    fn set(&self, settings: Settings) {
+        let [until, how]: [u64; 2] = bytemuck::cast(settings);
+        self.settings.write(1, how);
+        self.settings.write(0, until);
     }
 
     fn trace(&mut self, wanted: &BTreeSet<Addr>) -> anyhow::Result<()> {
@@ -63,11 +65,12 @@ impl Tracer for XdpTracer {
             None => BTreeSet::from([EVERYTHING]),
         };
         self.trace(&addresses)?;
-        self.set(Settings { until: self.now() + TERM, rate: wanted.rate, snap: wanted.snap })
+        self.set(Settings { until: self.now() + TERM, rate: wanted.rate, snap: wanted.snap });
+        Ok(())
     }
 
     fn end(&mut self) -> anyhow::Result<()> {
-        self.set(Settings::default())?;
+        self.set(Settings::default());
         self.trace(&BTreeSet::new())
     }
 

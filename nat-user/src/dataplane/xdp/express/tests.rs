@@ -20,7 +20,7 @@ fn arrays(count: u32) -> Arrays {
     Arrays {
         directory: Numbers::in_memory((usize::from(u16::MAX) + 1) / 4),
         pages: Numbers::in_memory(PAGES as usize * ENTRIES),
-        seats: Numbers::in_memory(SEATS as usize * 2),
+        seats: Numbers::in_memory(SEATS * 2),
         inbound: block(4),
         outbound: block(1),
     }
@@ -239,14 +239,15 @@ proptest! {
 
 #[test]
 fn a_seat_is_the_first_ones_until_it_goes() {
+    let other = 7 + u32::try_from(SEATS).unwrap();
     let mut express = Express::new(arrays(2), 2, PAGES, Kinds::default());
     let port = |last| abi::Port { role: 1, mac: [2, 0, 0, 0, 0, last], ..abi::Port::default() };
     let sits = Express::sitting;
     express.seat(7, &port(7));
-    express.seat(7 + SEATS, &port(8));
+    express.seat(other, &port(8));
     let seat = Seat { ifindex: 7, mac: [2, 0, 0, 0, 0, 7], role: 1, ..Seat::default() };
     assert_eq!(sits(&express, 7), seat);
-    express.unseat(7 + SEATS);
+    express.unseat(other);
     assert_eq!(sits(&express, 7), seat);
     express.seat(7, &port(9));
     assert_eq!(sits(&express, 7).mac[5], 9);
