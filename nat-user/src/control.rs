@@ -86,7 +86,7 @@ impl Control {
                         restore FILE`, or run `eipnat unload` to begin with nothing";
             return Err(KeyError::new("store.path", what).into());
         }
-        let mut survey = Survey::of(&*dataplane, store.model().bindings())?;
+        let mut survey = Survey::of(&mut *dataplane, store.model().bindings())?;
         // In this order: nobody counts any more who should not, then it is read what he came to, and then another one may.
         survey.remove_foreign(&mut *dataplane)?;
         let earlier = dataplane.earlier()?;

@@ -184,6 +184,16 @@ pub trait Dataplane: Trials + Send {
     /// About `count` half bindings of one kind that stand in the datapath, in no particular order, and where it goes on;
     /// `None` at the end. What stands from the first of a row of such looks to the last is seen.
     fn some_halves(&self, place: Place, count: u32) -> anyhow::Result<(Vec<Half>, Option<Place>)>;
+    /// Shows every half binding that stands.
+    fn survey(&mut self, see: &mut dyn FnMut(Half)) -> anyhow::Result<()> {
+        let mut next = Some(Place::default());
+        while let Some(place) = next {
+            let (some, after) = self.some_halves(place, AT_ONCE)?;
+            some.into_iter().for_each(&mut *see);
+            next = after;
+        }
+        Ok(())
+    }
     /// Whether any binding stands, or stood when an earlier daemon ended.
     fn serves(&self) -> anyhow::Result<bool>;
     /// The inbound half for a public address.

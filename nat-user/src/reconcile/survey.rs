@@ -2,7 +2,7 @@
 //! second copy.
 
 use super::{Step, apply};
-use crate::dataplane::{AT_ONCE, Binding, Dataplane, Half, Place};
+use crate::dataplane::{Binding, Dataplane, Half};
 use crate::model::Bindings;
 
 /// What was found to stand.
@@ -20,16 +20,9 @@ impl Survey {
     ///
     /// # Errors
     /// If the datapath cannot be read.
-    pub fn of(dataplane: &dyn Dataplane, desired: &Bindings) -> anyhow::Result<Self> {
+    pub fn of(dataplane: &mut dyn Dataplane, desired: &Bindings) -> anyhow::Result<Self> {
         let mut survey = Self::default();
-        let mut next = Some(Place::default());
-        while let Some(place) = next {
-            let (some, after) = dataplane.some_halves(place, AT_ONCE)?;
-            for half in some {
-                survey.see(half, desired);
-            }
-            next = after;
-        }
+        dataplane.survey(&mut |half| survey.see(half, desired))?;
         Ok(survey)
     }
 

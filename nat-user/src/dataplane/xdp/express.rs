@@ -21,6 +21,7 @@ use nat_common::abi::express::{
 use nat_common::abi::{self, Outbound, map};
 use nat_common::pipeline::Direction;
 
+use super::front;
 use super::kinds::{Class, Kinds};
 use super::maps::failed;
 use super::numbers::Numbers;
@@ -144,6 +145,8 @@ pub(super) struct Express {
     /// Those that packets under way may still look at.
     leaving_pages: Vec<u32>,
     kinds: Kinds,
+    /// All bindings that stand have been inserted.
+    is_settled: bool,
 }
 
 impl Express {
@@ -151,14 +154,16 @@ impl Express {
     ///
     /// What an earlier daemon has left in them goes on to hold, until [`settle`](Self::settle) is called.
     pub(super) fn take(ebpf: &mut Ebpf, capacity: u32, kinds: Kinds) -> anyhow::Result<Self> {
+        let front = front::of(ebpf)?;
+        let (directory, seats) = (front::directory(front)?, front::seats(front)?);
         let mut open = |name| match ebpf.take_map(name) {
             Some(Map::Array(data)) => Numbers::open(&data).with_context(|| failed(name)),
             _ => bail!("the program has no array {name}"),
         };
         let arrays = Arrays {
-            directory: open(map::DIRECTORY)?,
+            directory,
             pages: open(map::PAGES)?,
-            seats: open(map::SEATS)?,
+            seats,
             inbound: open(map::INBOUND_BLOCKS)?,
             outbound: open(map::OUTBOUND_BLOCKS)?,
         };
@@ -176,6 +181,7 @@ impl Express {
             free_pages: (FIRST_PAGE..pages).collect(),
             leaving_pages: Vec::new(),
             kinds,
+            is_settled: false,
         };
         for address in addresses(0) {
             express.inbound.write(UNBOUND_BLOCK, address, bytemuck::cast([0, InboundEntry::POOLED]));
@@ -199,6 +205,7 @@ impl Express {
 
     /// To be called when all bindings that stand have been inserted: what is beyond them goes.
     pub(super) fn settle(&mut self) {
+        self.is_settled = true;
         for (direction, blocks) in [(Direction::In, &self.inbound), (Direction::Out, &self.outbound)] {
             for (third, block) in &blocks.of {
                 for address in addresses(*third).filter(|address| !block.is_taken(*address)) {
@@ -223,12 +230,25 @@ impl Express {
         self.write_pages();
     }
 
+    /// Whether they say no more than what stands.
+    pub(super) fn is_settled(&self) -> bool {
+        self.is_settled
+    }
+
     /// Makes them say what addresses are.
     pub(super) fn set_kinds(&mut self, kinds: &Kinds) {
         if self.kinds != *kinds {
             self.kinds = kinds.clone();
-            self.settle();
+            if self.is_settled {
+                self.settle();
+            }
         }
+    }
+
+    /// The public addresses that are bound.
+    pub(super) fn bound(&self) -> impl Iterator<Item = Ipv4Addr> {
+        let blocks = self.inbound.of.iter();
+        blocks.flat_map(|(third, block)| addresses(*third).filter(|address| block.is_taken(*address)))
     }
 
     /// As [`Dataplane::insert`](super::Dataplane::insert).
@@ -448,5 +468,5 @@ fn place_at(page: u32, third: u32) -> usize {
 }
 
 fn seat_at(ifindex: u32) -> usize {
-    (ifindex % SEATS) as usize * size_of::<Seat>() / size_of::<u64>()
+    ifindex as usize % SEATS * size_of::<Seat>() / size_of::<u64>()
 }

@@ -68,7 +68,7 @@ impl Maps {
         let carried = carried(&carried_meters).with_context(|| failed(map::CARRIED_METERS))?;
         let addresses = take(ebpf, map::ADDRESSES)?;
         let kinds = kinds(&addresses).with_context(|| failed(map::ADDRESSES))?;
-        let mut maps = Self {
+        Ok(Self {
             inbound: take(ebpf, map::INBOUND)?,
             outbound: take(ebpf, map::OUTBOUND)?,
             meters: Meters::open(meters.map(), model::meters(capacity))
@@ -89,17 +89,32 @@ impl Maps {
             tallies: Numbers::open(take::<Array<MapData, u64>>(ebpf, map::TALLIES)?.map())
                 .with_context(|| failed(map::TALLIES))?,
             capacity,
-        };
+        })
+    }
+
+    /// Shows every half that stands, and brings the express lane to what they say.
+    pub(super) fn survey(&mut self, see: &mut dyn FnMut(Half)) -> anyhow::Result<()> {
         let mut next = Some(Place::default());
         while let Some(place) = next {
-            let (some, after) = maps.some_halves(place, AT_ONCE)?;
+            let (some, after) = self.some_halves(place, AT_ONCE)?;
             for half in some {
-                maps.express.insert(half);
+                self.express.insert(half);
+                see(half);
             }
             next = place.after(after);
         }
-        maps.express.settle();
-        Ok(maps)
+        self.express.settle();
+        Ok(())
+    }
+
+    /// Whether that has been done.
+    pub(super) fn is_surveyed(&self) -> bool {
+        self.express.is_settled()
+    }
+
+    /// The public addresses that are bound.
+    pub(super) fn bound(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.express.bound()
     }
 
     /// No packet is under way any more that was when the last binding was removed.

@@ -13,6 +13,7 @@ mod drops;
 mod express;
 mod fib;
 mod findings;
+mod front;
 mod generations;
 mod genl;
 mod interfaces;
@@ -323,6 +324,10 @@ impl Dataplane for XdpDataplane {
         Ok((some, place.after(next)))
     }
 
+    fn survey(&mut self, see: &mut dyn FnMut(Half)) -> anyhow::Result<()> {
+        self.maps.survey(see)
+    }
+
     fn serves(&self) -> anyhow::Result<bool> {
         let mut stood = false;
         for earlier in &self.earlier {
@@ -368,6 +373,9 @@ impl Dataplane for XdpDataplane {
     }
 
     fn activate(&mut self, owners: &Owners<'_>) -> anyhow::Result<()> {
+        if !self.maps.is_surveyed() {
+            self.maps.survey(&mut |_| {})?;
+        }
         // From here on an interface may run on the new maps: a failure is for the next start to mend.
         self.is_active = !self.is_first();
         for advice in self.settle()?.started()? {

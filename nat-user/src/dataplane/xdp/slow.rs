@@ -8,7 +8,7 @@ use log::{error, warn};
 use super::XdpDataplane;
 use super::interfaces::Interface;
 use super::view::View;
-use crate::dataplane::{AT_ONCE, Dataplane as _, Place, slow_path};
+use crate::dataplane::slow_path;
 use crate::slowpath::SlowPath;
 
 impl XdpDataplane {
@@ -47,12 +47,7 @@ impl XdpDataplane {
         })?;
         slow_path.announce(std::mem::take(&mut self.arrived));
         if self.is_to_announce {
-            let mut next = Some(Place::default());
-            while let Some(place) = next.filter(|place| !place.is_outbound) {
-                let (some, after) = self.some_halves(place, AT_ONCE)?;
-                slow_path.announce(some.iter().map(|half| half.binding().public_ip));
-                next = after;
-            }
+            slow_path.announce(self.maps.bound());
             self.is_to_announce = false;
         }
         Ok(())
