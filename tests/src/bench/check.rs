@@ -13,7 +13,7 @@ use crate::lab::Ground;
 pub(super) fn measure() -> Result<Section> {
     say("an EIP that is not attached carries nothing");
     let ground = Ground::new()?;
-    let (internet, vms) = (ground.host("internet")?, ground.host("vms")?);
+    let (internet, vms) = (works::host(&ground, "internet")?, works::host(&ground, "vms")?);
     let mut eipnat = Device::new(Kind::Eipnat, &ground, &internet, &vms, 1)?;
     let (eip, vm) = works::pair(0);
     let (eip, vm) = (eip.to_string(), vm.to_string());

@@ -81,11 +81,7 @@ impl Figure {
 
     fn cells(&self) -> Vec<String> {
         let [value, low, high] = self.values();
-        let verdict = match self.target {
-            None => "",
-            Some(target) if target.is_met(value) => "met",
-            Some(_) => "missed",
-        };
+        let [target, verdict] = told(self.target, value);
         vec![
             self.case.clone(),
             self.device.to_owned(),
@@ -94,9 +90,17 @@ impl Figure {
             number(low),
             number(high),
             self.unit.to_owned(),
-            self.target.map(Target::text).unwrap_or_default(),
-            verdict.to_owned(),
+            target,
+            verdict,
         ]
+    }
+
+    /// For the table of all targets.
+    fn aim(&self) -> Option<Vec<String>> {
+        let [value, _, _] = self.values();
+        let what = format!("{}: {}", self.case, self.what);
+        let measured = format!("{} {}", number(value), self.unit);
+        self.target.map(|_| [what, measured].into_iter().chain(told(self.target, value)).collect())
     }
 
     fn json(&self) -> Value {
@@ -142,13 +146,24 @@ impl Section {
         self.figures.iter().map(Figure::cells)
     }
 
+    /// Those figures that are to be something, for the table of all targets.
+    pub(super) fn aims(&self) -> impl Iterator<Item = Vec<String>> {
+        self.figures.iter().filter_map(Figure::aim)
+    }
+
     pub(super) fn json(&self) -> Vec<Value> {
         self.figures.iter().map(Figure::json).collect()
     }
 }
 
+/// A target and whether a value meets it, as they stand in tables.
+pub(super) fn told(target: Option<Target>, value: f64) -> [String; 2] {
+    let Some(target) = target else { return Default::default() };
+    [target.text(), if target.is_met(value) { "met" } else { "missed" }.to_owned()]
+}
+
 /// As many digits as tell something.
-fn number(value: f64) -> String {
+pub(super) fn number(value: f64) -> String {
     let size = value.abs();
     if size >= 100.0 || value.fract() == 0.0 {
         format!("{value:.0}")

@@ -12,7 +12,7 @@ use super::device::{Kind, PLAN};
 use super::figures::{Figure, Section, Target, float};
 use super::line::attach;
 use super::path::{Path, VM, WAN};
-use super::{resident, say};
+use super::{bytes_of, resident, say};
 use crate::lab::{Generator, Ground, Sender, Sink, YARDSTICKS};
 
 const KINDS: [Kind; 4] = [Kind::Redirect, Kind::Eipnat, Kind::Stateless, Kind::Tracking];
@@ -52,10 +52,15 @@ struct Times {
 
 /// What came of a flow, and what the flood has cost.
 struct Outcome {
+    /// The share of the flow that has arrived.
     share: f64,
+    /// The flood's packets a second.
     flood: f64,
-    memory: Option<(&'static str, &'static str, f64)>,
-    grown: Option<f64>,
+    /// Connections that the kernel tracks at the end.
+    tracked: Option<f64>,
+    /// By how many bytes the daemon and the kernel's slabs have grown.
+    daemon_grown: Option<f64>,
+    kernel_grown: f64,
 }
 
 pub(super) fn measure(quick: bool) -> Result<Section> {
@@ -85,13 +90,18 @@ pub(super) fn measure(quick: bool) -> Result<Section> {
             figures.push(if is_aimed { share.target(Target::AtLeast(0.999)) } else { share });
             let rates: Vec<_> = outcomes.iter().map(|outcome| outcome.flood).collect();
             figures.push(Figure::of(name, flood.case, "flood", "packets/s", &rates));
-            if let Some((what, unit, _)) = outcomes[0].memory {
-                let values: Vec<_> = outcomes.iter().filter_map(|outcome| Some(outcome.memory?.2)).collect();
-                figures.push(Figure::of(name, flood.case, what, unit, &values));
-            }
-            let grown: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.grown).collect();
-            if !grown.is_empty() {
-                figures.push(Figure::of(name, flood.case, "memory grown by", "MB", &grown));
+            let tracked: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.tracked).collect();
+            let daemon: Vec<_> =
+                outcomes.iter().filter_map(|outcome| Some(outcome.daemon_grown? / 1e6)).collect();
+            let kernel: Vec<_> = outcomes.iter().map(|outcome| outcome.kernel_grown / 1e6).collect();
+            for (what, unit, values) in [
+                ("connections tracked", "", tracked),
+                ("the daemon's memory grows by", "MB", daemon),
+                ("the kernel's memory grows by", "MB", kernel),
+            ] {
+                if !values.is_empty() {
+                    figures.push(Figure::of(name, flood.case, what, unit, &values));
+                }
             }
         }
     }
@@ -113,7 +123,7 @@ fn one(kind: Kind, flood: Flood, times: Times) -> Result<Outcome> {
     // The flood's own receiver would be another machine: here it is not to cost the flow's receiver more than can be helped.
     let mut sieve = Ebpf::load(YARDSTICKS)?;
     attach(&mut sieve, "sieve", &path.vm, VM)?;
-    let before = memory(&path)?;
+    let before = (daemon_memory(&path)?, kernel_memory()?);
     let plan = Plan {
         source: SOURCES.into(),
         source_mask: SOURCE_MASK,
@@ -136,51 +146,22 @@ fn one(kind: Kind, flood: Flood, times: Times) -> Result<Outcome> {
     let tracked = (kind == Kind::Tracking).then(|| -> Result<f64> {
         Ok(path.node.read_sysctl("net/netfilter/nf_conntrack_count")?.parse::<f64>()?)
     });
-    let memory_now = memory(&path)?;
     Ok(Outcome {
         share: float(u64::try_from(came)?) / float(sent),
         flood: float(flooded) / taken.as_secs_f64(),
-        memory: match tracked {
-            Some(count) => Some(("connections tracked", "", count?)),
-            None => path.daemon().and(memory_now).map(|bytes| ("RSS of the daemon", "MB", bytes / 1e6)),
-        },
-        grown: memory_now.zip(before).map(|(now, before)| (now - before) / 1e6),
+        tracked: tracked.transpose()?,
+        daemon_grown: daemon_memory(&path)?.zip(before.0).map(|(now, before)| now - before),
+        kernel_grown: kernel_memory()? - before.1,
     })
 }
 
-/// Bytes that the device keeps: the daemon's RSS, or what the kernel has for tracked connections.
-fn memory(path: &Path) -> Result<Option<f64>> {
-    if let Some(daemon) = path.daemon() {
-        return Ok(Some(float(resident(daemon.pid(), "VmRSS")?)));
-    }
-    if path.kind != Kind::Tracking {
-        return Ok(None);
-    }
-    Ok(slab(&fs::read_to_string("/proc/slabinfo")?, "nf_conntrack").map(float))
+/// Bytes that the daemon has in memory, if there is one.
+fn daemon_memory(path: &Path) -> Result<Option<f64>> {
+    path.daemon().map(|daemon| Ok(float(resident(daemon.pid(), "VmRSS")?))).transpose()
 }
 
-/// Bytes of a slab's objects, out of /proc/slabinfo.
-fn slab(text: &str, name: &str) -> Option<u64> {
-    let mut words = text.lines().find_map(|line| {
-        let mut words = line.split_whitespace();
-        (words.next() == Some(name)).then_some(words)
-    })?;
-    // name <active_objs> <num_objs> <objsize>
-    let objects: u64 = words.nth(1)?.parse().ok()?;
-    let size: u64 = words.next()?.parse().ok()?;
-    Some(objects * size)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::slab;
-
-    #[test]
-    fn slabs_are_read() {
-        let text = "slabinfo - version: 2.1\n# name <active_objs> <num_objs> <objsize>\n\
-                    nf_conntrack_expect 0 0 208 39 2\nnf_conntrack 100 128 256 16 1 : tunables 0 0 0\n";
-        assert_eq!(slab(text, "nf_conntrack"), Some(128 * 256));
-        assert_eq!(slab(text, "nf_connt"), None);
-        assert_eq!(slab("nf_conntrack x", "nf_conntrack"), None);
-    }
+/// Bytes of all slabs: whatever the kernel remembers of packets stands there.
+fn kernel_memory() -> Result<f64> {
+    let memory = fs::read_to_string("/proc/meminfo")?;
+    Ok(float(bytes_of(&memory, "Slab").context("/proc/meminfo tells of no slabs")?))
 }

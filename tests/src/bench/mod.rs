@@ -22,7 +22,7 @@ mod works;
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -66,27 +66,35 @@ pub enum Part {
 /// Measures, prints tables and writes the report.
 ///
 /// # Errors
-/// When a device cannot be set up, or one does not translate rightly.
+/// When a device cannot be set up, or one does not translate rightly. What was measured of the other parts is reported all the same.
 pub fn run(options: &Options) -> Result<()> {
     let mut report = Report::new(options.quick, options.runs);
+    let mut failed = Vec::new();
     for run in 1..=options.runs {
         say(&format!("run {run} of {}", options.runs));
         report.add(check::measure()?);
         for part in Part::value_variants() {
-            if options.only.is_empty() || options.only.contains(part) {
-                measure(*part, options.quick, &mut report)?;
+            if !options.only.is_empty() && !options.only.contains(part) {
+                continue;
+            }
+            if let Err(error) = measure(*part, options.quick, &mut report) {
+                say(&format!("{part:?} fails: {error:#}"));
+                failed.push(format!("{part:?} in run {run}: {error:#}"));
             }
         }
     }
     report.print();
-    report.write(&options.output)
+    report.write(&options.output)?;
+    ensure!(failed.is_empty(), "{}", failed.join("; "));
+    Ok(())
 }
 
 fn measure(part: Part, quick: bool, report: &mut Report) -> Result<()> {
     let section: Section = match part {
         Part::Throughput => {
-            report.add_rows(throughput::measure(quick)?);
-            return Ok(());
+            let (rows, times) = throughput::measure(quick)?;
+            report.add_rows(rows);
+            times
         }
         Part::Drops => drops::measure(quick)?,
         Part::Program => program::measure(quick)?,
@@ -137,6 +145,7 @@ mod tests {
         let status = "Name:\teipnat\nVmHWM:\t  2048 kB\nVmRSS:\t    12 kB\n";
         assert_eq!(bytes_of(status, "VmRSS"), Some(12 * 1024));
         assert_eq!(bytes_of(status, "VmHWM"), Some(2048 * 1024));
+        assert_eq!(bytes_of("MemFree: 1 kB\nSlab:   3 kB\nSReclaimable: 2 kB\n", "Slab"), Some(3 * 1024));
         // A zombie has none.
         assert_eq!(bytes_of("Name:\teipnat\n", "VmRSS"), None);
     }

@@ -38,8 +38,10 @@ impl Path {
 
     /// The same, but nothing forwards yet.
     pub(super) fn without_works(kind: Kind, ground: &Ground) -> Result<Self> {
-        let (client, vm) =
-            (ground.host(&format!("c{}", kind.short()))?, ground.host(&format!("v{}", kind.short()))?);
+        let (client, vm) = (
+            works::host(ground, &format!("c{}", kind.short()))?,
+            works::host(ground, &format!("v{}", kind.short()))?,
+        );
         let node = works::node(kind, ground, (&client, WAN), (&vm, VM))?;
         // The bare redirect changes no MAC address: there the gateway is the other host.
         let (outer, inner) = if kind == Kind::Redirect {

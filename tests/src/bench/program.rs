@@ -9,7 +9,7 @@ use super::device::{Device, Kind};
 use super::figures::{Figure, Section, float};
 use super::line::Direction;
 use super::throughput::TURN;
-use super::{on_one_cpu, say};
+use super::{on_one_cpu, say, works};
 use crate::lab::Ground;
 
 pub(super) fn measure(quick: bool) -> Result<Section> {
@@ -20,21 +20,20 @@ pub(super) fn measure(quick: bool) -> Result<Section> {
     let mut figures = Vec::new();
     for count in [1, 1 << 16] {
         let ground = Ground::new()?;
-        let (internet, vms) = (ground.host("internet")?, ground.host("vms")?);
+        let (internet, vms) = (works::host(&ground, "internet")?, works::host(&ground, "vms")?);
         let mut empty = Device::new(Kind::Discard, &ground, &internet, &vms, count)?;
         let mut eipnat = Device::new(Kind::Eipnat, &ground, &internet, &vms, count)?;
         for direction in Direction::BOTH {
             let programs = [program(&empty, direction)?, program(&eipnat, direction)?];
             let mut times = [Vec::new(), Vec::new(), Vec::new()];
             on_one_cpu(|| {
-                for round in 0..=rounds {
+                // Caches are filled first, and next hops learned.
+                eipnat.line(direction).turn(TURN.max(3 * count))?;
+                for _ in 0..rounds {
                     let bare = turn(&mut empty, direction, programs[0])?;
                     let whole = turn(&mut eipnat, direction, programs[1])?;
-                    // The first round fills caches.
-                    if round > 0 {
-                        for (times, time) in times.iter_mut().zip([bare, whole, whole - bare]) {
-                            times.push(time);
-                        }
+                    for (times, time) in times.iter_mut().zip([bare, whole, whole - bare]) {
+                        times.push(time);
                     }
                 }
                 Ok(())

@@ -8,15 +8,16 @@ use anyhow::{Context as _, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Map, Value, json};
 
-use super::figures::{Section, Target, quantile};
+use super::figures::{Section, Target, number, quantile, told};
 
 /// A device, a direction and a number of EIPs.
 #[derive(Debug)]
 pub(super) struct Row {
-    device: &'static str,
+    pub(super) device: &'static str,
     direction: &'static str,
     eips: u32,
-    rates: Vec<f64>,
+    /// Packets a second, in each round.
+    pub(super) rates: Vec<f64>,
     shares: Vec<f64>,
 }
 
@@ -24,6 +25,9 @@ impl Row {
     pub(super) const fn new(device: &'static str, direction: &'static str, eips: u32) -> Self {
         Self { device, direction, eips, rates: Vec::new(), shares: Vec::new() }
     }
+
+    const HEADER: [&'static str; 10] =
+        ["EIPS", "DIRECTION", "DEVICE", "PACKETS/S", "SHARE", "10 %", "90 %", "ADDED NS", "TARGET", ""];
 
     /// Adds a round: packets a second, and those of the bare redirect.
     pub(super) fn add(&mut self, rate: f64, bare: f64) {
@@ -60,8 +64,18 @@ impl Row {
             format!("{:.3}", quantile(&self.shares, 0.1)),
             format!("{:.3}", quantile(&self.shares, 0.9)),
             format!("{:.0}", self.added()),
-            self.target().map(Target::text).unwrap_or_default(),
         ]
+        .into_iter()
+        .chain(told(self.target(), quantile(&self.shares, 0.5)))
+        .collect()
+    }
+
+    /// For the table of all targets.
+    fn aim(&self) -> Option<Vec<String>> {
+        let share = quantile(&self.shares, 0.5);
+        let what = format!("{} EIPs, {}: share of the bare redirect", self.eips, self.direction);
+        self.target()?;
+        Some([what, number(share)].into_iter().chain(told(self.target(), share)).collect())
     }
 
     fn json(&self) -> Value {
@@ -75,15 +89,35 @@ impl Row {
     }
 }
 
-fn print(title: &str, header: &[&str], right: &[usize], rows: impl Iterator<Item = Vec<String>>) {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(header).add_rows(rows);
-    for column in right {
-        if let Some(column) = table.column_mut(*column) {
-            column.set_cell_alignment(CellAlignment::Right);
+/// A table of the report.
+struct Told {
+    title: &'static str,
+    header: &'static [&'static str],
+    /// The columns that hold numbers.
+    numbers: &'static [usize],
+    rows: Vec<Vec<String>>,
+}
+
+impl Told {
+    fn print(&self) {
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING).set_header(self.header).add_rows(&self.rows);
+        for column in self.numbers {
+            if let Some(column) = table.column_mut(*column) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
         }
+        println!("\n{}\n{table}", self.title);
     }
-    println!("\n{title}\n{table}");
+
+    fn markdown(&self) -> String {
+        let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+        let rule = (0..self.header.len()).map(|at| if self.numbers.contains(&at) { "--:" } else { "---" });
+        let header: Vec<_> = self.header.iter().map(|name| name.to_lowercase()).collect();
+        let rows: String = self.rows.iter().map(|row| line(row)).collect();
+        let rule: Vec<_> = rule.map(str::to_owned).collect();
+        format!("### {}\n\n{}{}{rows}\n", self.title, line(&header), line(&rule))
+    }
 }
 
 /// All rows, and where they come from.
@@ -123,30 +157,50 @@ impl Report {
     }
 
     pub(super) fn print(&self) {
-        if !self.rows.is_empty() {
-            let header =
-                ["EIPS", "DIRECTION", "DEVICE", "PACKETS/S", "SHARE", "10 %", "90 %", "ADDED NS", "TARGET"];
-            let rows = self.rows.iter().map(Row::cells);
-            print(
-                "Packets a second, as shares of the bare XDP redirect's",
-                &header,
-                &[0, 3, 4, 5, 6, 7],
-                rows,
-            );
-        }
-        for section in &self.sections {
-            print(section.title, &Section::HEADER, &[3, 4, 5], section.cells());
-        }
+        self.tables().iter().for_each(Told::print);
+    }
+
+    /// All tables; the last one has everything of which it is known what it is to be.
+    fn tables(&self) -> Vec<Told> {
+        let rates = Told {
+            title: "Packets a second, as shares of the bare XDP redirect's",
+            header: &Row::HEADER,
+            numbers: &[0, 3, 4, 5, 6, 7],
+            rows: self.rows.iter().map(Row::cells).collect(),
+        };
+        let sections = self.sections.iter().map(|section| Told {
+            title: section.title,
+            header: &Section::HEADER,
+            numbers: &[3, 4, 5],
+            rows: section.cells().collect(),
+        });
+        let aims = self.sections.iter().flat_map(Section::aims);
+        let targets = Told {
+            title: "Targets",
+            header: &["WHAT", "MEASURED", "TARGET", ""],
+            numbers: &[1, 2],
+            rows: self.rows.iter().filter_map(Row::aim).chain(aims).collect(),
+        };
+        let tables = [rates].into_iter().chain(sections).chain([targets]);
+        tables.filter(|table| !table.rows.is_empty()).collect()
+    }
+
+    /// All tables, as docs/benchmarks.md has them.
+    fn markdown(&self) -> String {
+        let mut tables = self.tables();
+        // Whoever reads begins with what is wanted.
+        tables.rotate_right(1);
+        tables.iter().map(Told::markdown).collect()
     }
 
     pub(super) fn write(&self, directory: &Path) -> Result<()> {
         fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
-        let (json, svg) = (directory.join("results.json"), directory.join("shares.svg"));
-        fs::write(&json, serde_json::to_string_pretty(&self.json()?)? + "\n")?;
-        println!("bench: written to {}", json.display());
-        if !self.rows.is_empty() {
-            fs::write(&svg, self.svg())?;
-            println!("bench: written to {}", svg.display());
+        let svg = (!self.rows.is_empty()).then(|| ("shares.svg", self.svg()));
+        let json = serde_json::to_string_pretty(&self.json()?)? + "\n";
+        for (name, text) in [("results.json", json), ("tables.md", self.markdown())].into_iter().chain(svg) {
+            let file = directory.join(name);
+            fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+            println!("bench: written to {}", file.display());
         }
         Ok(())
     }

@@ -36,6 +36,15 @@ pub(super) struct Works {
     _programs: Vec<Ebpf>,
 }
 
+/// A host that says nothing unasked: without IPv6 it neither looks for routers nor tells of groups that it is in.
+pub(super) fn host(ground: &Ground, role: &str) -> Result<Namespace> {
+    let host = ground.host(role)?;
+    for interfaces in ["all", "default"] {
+        host.sysctl(&format!("net/ipv6/conf/{interfaces}/disable_ipv6"), "1")?;
+    }
+    Ok(host)
+}
+
 /// A node with a cable to either side, which knows both neighbours for good.
 pub(super) fn node(
     kind: Kind,
@@ -43,7 +52,7 @@ pub(super) fn node(
     wan: (&Namespace, &str),
     vm: (&Namespace, &str),
 ) -> Result<Namespace> {
-    let node = ground.host(kind.short())?;
+    let node = host(ground, kind.short())?;
     ground.cable(wan, (&node, "up0"))?;
     ground.cable(vm, (&node, "dn0"))?;
     node.ip(&[

@@ -79,6 +79,12 @@ fn discard(_: XdpContext) -> u32 {
     XDP_DROP
 }
 
+/// Leaves everything to the kernel.
+#[xdp]
+fn pass(_: XdpContext) -> u32 {
+    XDP_PASS
+}
+
 /// Drops what the generator has made, and leaves all else to the kernel.
 #[xdp]
 fn sieve(ctx: XdpContext) -> u32 {
