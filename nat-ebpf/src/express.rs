@@ -87,7 +87,8 @@ struct Arrays {
 impl Known for Arrays {
     #[inline(always)]
     fn seat(&mut self, ifindex: u32) -> Option<Seat> {
-        // SAFETY: the element of a map, which stays; a seat that is being written has another index.
+        // SAFETY: the element of a map, which stays. Of one that is being written the MAC address may be half another one's, which
+        // is no frame's.
         let seat = unsafe { *at(&raw mut (*self.front).seats, ifindex as u16) };
         (seat.ifindex == ifindex).then_some(seat)
     }
@@ -193,10 +194,29 @@ pub(crate) fn learn(to: Addr, public_ip: Option<Addr>, egress: &Egress, mtu: u16
     if let Some(public_ip) = public_ip {
         if let Some(entry) = maps::front().and_then(|front| inbound(front, public_ip)) {
             // SAFETY: another CPU may write at the same time, or the daemon: the mark tells.
-            unsafe { (&raw mut (*entry).adjacency).write(adjacency) };
+            unsafe { remember(&raw mut (*entry).adjacency, adjacency) };
         }
     } else if let Some(next_hop) = next_hop(to) {
         // SAFETY: the element is in this CPU's lane.
-        unsafe { next_hop.write(NextHop { address: to, padding: 0, adjacency }) };
+        unsafe {
+            (*next_hop).address = to;
+            remember(&raw mut (*next_hop).adjacency, adjacency);
+        }
+    }
+}
+
+/// Writes only what is new: packets that the pipeline judges on many CPUs would else take the entry from each other.
+///
+/// # Safety
+/// The place must be a map's.
+#[inline(always)]
+unsafe fn remember(place: *mut Adjacency, adjacency: Adjacency) {
+    // SAFETY: the caller's.
+    let known = unsafe { &mut *place };
+    // The mark is over all the rest.
+    let is_known = known.check == adjacency.check
+        && (known.generation, known.ifindex) == (adjacency.generation, adjacency.ifindex);
+    if !is_known {
+        *known = adjacency;
     }
 }

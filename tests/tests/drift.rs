@@ -17,8 +17,8 @@ use nat_common::abi::{Inbound, Node, Outbound, OutboundKey, Port};
 use nat_user::dataplane::xdp::XdpDataplane;
 use nat_user::dataplane::{Binding, Dataplane as _, Half, Place};
 use tests::lab::{
-    Bed, Config, Daemon, EIP1, INTERNET, INTERNET_DEVICE, Lab, Setup, Topology, VM1, datapath, eipnat_binary,
-    ping, pins,
+    Bed, Config, Daemon, EIP1, INTERNET, INTERNET_DEVICE, Lab, Sender, Setup, Sink, Topology, VM1, datapath,
+    eipnat_binary, ping, pins,
 };
 
 /// How long the daemon may take to see and mend a change.
@@ -328,6 +328,31 @@ fn entries_of_the_maps_are_changed() -> Result<()> {
         assert_eq!(bed.lab.node.read_sysctl("net/ipv4/conf/dn0/forwarding")?, "0");
         assert_eq!(bed.lab.node.read_sysctl("net/ipv4/conf/all/send_redirects")?, "1");
         bed.daemon.wait()
+    })
+}
+
+/// The daemon has not seen yet that it is gone, and the express lane's arrays still say it.
+#[test]
+fn an_eip_is_detached_that_somebody_has_just_taken_out_of_a_map() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        let mut inbound: HashMap<_, [u8; 4], [u8; size_of::<Inbound>()]> =
+            Map::HashMap(map(bed, "INBOUND")?).try_into()?;
+        let mut outbound: HashMap<_, [u8; size_of::<OutboundKey>()], [u8; size_of::<Outbound>()]> =
+            Map::HashMap(map(bed, "OUTBOUND")?).try_into()?;
+        let came = || -> Result<bool> {
+            let sink = Sink::start_at(&bed.lab.vm1, VM1, 7000)?;
+            let sender = Sender::start(&bed.lab.internet, (EIP1, 7000), 500, 32)?;
+            sender.send_more(20)?;
+            sender.stop()?;
+            Ok(!sink.stop()?.is_empty())
+        };
+        // From now on its next hop is known.
+        assert!(came()?);
+        inbound.remove(&EIP1.octets())?;
+        outbound.remove(&bytemuck::cast(OutboundKey { tenant: 0, private_ip: VM1.octets() }))?;
+        bed.daemon.ok(&["eip", "detach", &EIP1.to_string()])?;
+        assert!(!came()?, "a detached EIP's packets are carried");
+        Ok(())
     })
 }
 

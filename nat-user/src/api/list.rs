@@ -25,10 +25,9 @@ pub(super) async fn answer<T: Serialize + Send + 'static, K: Send + 'static>(
     let first = control::call(&control, move |control| read(control, from)).await?;
     let (pipe, body) = pieces();
     tokio::spawn(async move {
-        if let Err(error) = send(&control, first, read, &pipe).await {
-            // A short answer would be taken for all.
-            pipe.cut(error).await;
-        }
+        let made = send(&control, first, read, &pipe).await;
+        // A short answer would be taken for all.
+        pipe.end(made).await;
     });
     let format = [(header::CONTENT_TYPE, "application/json")];
     Ok((format, Body::new(body)).into_response())

@@ -184,7 +184,7 @@ pub trait Dataplane: Trials + Send {
     /// About `count` half bindings of one kind that stand in the datapath, in no particular order, and where it goes on;
     /// `None` at the end. What stands from the first of a row of such looks to the last is seen.
     fn some_halves(&self, place: Place, count: u32) -> anyhow::Result<(Vec<Half>, Option<Place>)>;
-    /// Shows every half binding that stands.
+    /// Shows every half binding that stands. What the datapath keeps beside them follows what is shown.
     fn survey(&mut self, see: &mut dyn FnMut(Half)) -> anyhow::Result<()> {
         let mut next = Some(Place::default());
         while let Some(place) = next {

@@ -41,10 +41,9 @@ async fn scrape(State((control, config)): State<(Shared, config::Metrics)>) -> R
             // Whoever asked has gone.
             return;
         }
-        if let Err(error) = series::send(&control, config, &pipe).await {
-            // A cut answer is an error to Prometheus; a short one would be taken for the end of some EIPs.
-            pipe.cut(error).await;
-        }
+        let made = series::send(&control, config, &pipe).await;
+        // A cut answer is an error to Prometheus; a short one would be taken for the end of some EIPs.
+        pipe.end(made).await;
     });
     let format = [(header::CONTENT_TYPE, TextEncoder::new().format_type().to_owned())];
     (format, Body::new(body)).into_response()

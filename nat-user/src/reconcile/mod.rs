@@ -124,12 +124,20 @@ pub fn change(
     let mut from = (0, 0);
     for to in parts(&before, &after) {
         let (before, after) = (&before[from.0..to.0], &after[from.1..to.1]);
-        let mut actual = BTreeSet::new();
-        for &Binding { public_ip, tenant, private_ip, .. } in before.iter().chain(after) {
+        let (desired, mut actual) = (halves(after.iter().copied()), BTreeSet::new());
+        for &Binding { public_ip, tenant, private_ip, .. } in after {
             actual.extend(there.inbound(dataplane, public_ip)?.map(Half::Inbound));
             actual.extend(there.outbound(dataplane, tenant, private_ip)?.map(Half::Outbound));
         }
-        apply(dataplane, plan(&halves(after.iter().copied()), &actual))?;
+        for binding in before {
+            let inbound = there.inbound(dataplane, binding.public_ip)?.map(Half::Inbound);
+            let outbound = there.outbound(dataplane, binding.tenant, binding.private_ip)?.map(Half::Outbound);
+            // Somebody else may have taken one out where it stands first, and left what goes with it.
+            let gone = |half| Some(half).filter(|half| !desired.contains(half));
+            actual.extend(inbound.or_else(|| gone(Half::Inbound(*binding))));
+            actual.extend(outbound.or_else(|| gone(Half::Outbound(*binding))));
+        }
+        apply(dataplane, plan(&desired, &actual))?;
         from = to;
     }
     Ok(())

@@ -41,7 +41,7 @@ pub(super) fn measure(quick: bool) -> Result<Section> {
     let aim = |figure: Figure, most| if quick { figure } else { figure.target(Target::AtMost(most)) };
     let mut figures = Vec::new();
 
-    let imported = works::import(&daemon, &ground, count)?;
+    let imported = works::import(&daemon, &ground, works::first(count))?;
     figures.push(aim(figure("import", "s", imported.as_secs_f64()), 10.0));
     let [answers, wire] = attach(&path, &daemon, attachments)?;
     figures.push(figure("attach, p50", "ms", quantile(&answers, 0.5)));
@@ -120,7 +120,7 @@ fn attach(path: &Path, daemon: &Daemon, times: u32) -> Result<[Vec<f64>; 2]> {
 fn disk(file: &std::path::Path, times: u32) -> Result<Vec<f64>> {
     const WRITES: u64 = 4;
     let file = File::create(file)?;
-    file.write_all_at(&[0; 64 * 1024], 0)?;
+    file.write_all_at(&vec![0; 64 * 1024], 0)?;
     file.sync_all()?;
     let commit = |_| {
         let start = Instant::now();

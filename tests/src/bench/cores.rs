@@ -3,10 +3,10 @@
 use std::sync::Barrier;
 use std::thread;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::Ebpf;
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use yardsticks::{COUNTS, FRAME_LEN};
 
 use super::figures::{Figure, Section, quantile};
@@ -39,6 +39,9 @@ fn median(times: &[f64]) -> f64 {
 
 /// Nanoseconds of a run, on each of the CPUs at the same time.
 fn run(name: &str, cpus: &[usize]) -> Result<Vec<f64>> {
+    let allowed = sched_getaffinity(None)?;
+    // A thread that cannot have its CPU would keep the other one waiting.
+    ensure!(cpus.iter().all(|cpu| allowed.is_set(*cpu)), "the CPUs {cpus:?} are not all there");
     let mut ebpf = Ebpf::load(YARDSTICKS)?;
     let program: &mut SchedClassifier =
         ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;

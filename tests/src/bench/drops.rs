@@ -7,15 +7,15 @@ use super::device::{Device, Kind};
 use super::figures::{Figure, Section, Target, float};
 use super::line::Direction;
 use super::throughput::TURN;
-use super::works::EIPS;
 use super::{on_one_cpu, say, works};
 use crate::lab::Ground;
 
-/// So many EIPs are bound, and as many are sent to that are not.
+/// So many EIPs are sent to that are not bound.
 const COUNT: u32 = 1 << 16;
 
-/// The first of those that are not bound.
-const UNBOUND: u32 = u32::from_be_bytes(EIPS.octets()) + 8 * COUNT;
+/// The first number of those in a part of the pool where nobody has any; and of those between which every second is bound.
+const EMPTY: u32 = 8 * COUNT;
+const MIXED: u32 = 4 * COUNT;
 
 pub(super) fn measure(quick: bool) -> Result<Section> {
     say("drops of packets to unbound EIPs");
@@ -24,12 +24,17 @@ pub(super) fn measure(quick: bool) -> Result<Section> {
     let (internet, vms) = (works::host(&ground, "internet")?, works::host(&ground, "vms")?);
     let mut bare = Device::new(Kind::Discard, &ground, &internet, &vms, COUNT)?;
     let mut eipnat = Device::new(Kind::Eipnat, &ground, &internet, &vms, COUNT)?;
+    let every_second = (0..COUNT).map(|number| works::pair(MIXED + 2 * number + 1));
+    works::import(eipnat.daemon()?, &ground, every_second)?;
     let mut figures = Vec::new();
-    for (case, destination_mask, least) in
-        [("to one unbound EIP", 0, 0.85), ("to 65536 unbound EIPs", COUNT - 1, 0.48)]
-    {
+    for (case, first, destination_mask, least) in [
+        ("to one unbound EIP", EMPTY, 0, 0.85),
+        ("to 65536 of which none is bound", EMPTY, COUNT - 1, 0.48),
+        ("to 65536 between as many that are bound", MIXED, 2 * (COUNT - 1), 0.48),
+    ] {
         for device in [&mut bare, &mut eipnat] {
-            let aim = |plan| Plan { destination: UNBOUND, destination_mask, ..plan };
+            let destination = u32::from(works::pair(first).0);
+            let aim = |plan| Plan { destination, destination_mask, ..plan };
             device.line(Direction::In).aim(aim)?;
         }
         let before = eipnat.daemon()?.drops("eip_unbound")?;

@@ -80,29 +80,8 @@ pub(super) fn measure(quick: bool) -> Result<Section> {
                 outcomes.push(outcome.with_context(|| format!("a flood {}, {}", flood.case, kind.name()))?);
             }
         }
-        let bare = shares(&outcomes[0]);
-        for (kind, outcomes) in KINDS.iter().zip(&outcomes) {
-            let mine = shares(outcomes);
-            let name = kind.name();
-            let share = Figure::of(name, flood.case, "share of the flow that arrives", "", &mine);
-            // Where the bare redirect loses packets, it is the machine that does.
-            let is_aimed = *kind == Kind::Eipnat && bare.iter().all(|share| *share >= 0.999);
-            figures.push(if is_aimed { share.target(Target::AtLeast(0.999)) } else { share });
-            let rates: Vec<_> = outcomes.iter().map(|outcome| outcome.flood).collect();
-            figures.push(Figure::of(name, flood.case, "flood", "packets/s", &rates));
-            let tracked: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.tracked).collect();
-            let daemon: Vec<_> =
-                outcomes.iter().filter_map(|outcome| Some(outcome.daemon_grown? / 1e6)).collect();
-            let kernel: Vec<_> = outcomes.iter().map(|outcome| outcome.kernel_grown / 1e6).collect();
-            for (what, unit, values) in [
-                ("connections tracked", "", tracked),
-                ("the daemon's memory grows by", "MB", daemon),
-                ("the kernel's memory grows by", "MB", kernel),
-            ] {
-                if !values.is_empty() {
-                    figures.push(Figure::of(name, flood.case, what, unit, &values));
-                }
-            }
+        for (kind, outcomes_of) in KINDS.iter().zip(&outcomes) {
+            figures.extend(figures_of(*kind, flood.case, outcomes_of, &outcomes[0]));
         }
     }
     Ok(Section {
@@ -112,8 +91,28 @@ pub(super) fn measure(quick: bool) -> Result<Section> {
     })
 }
 
-fn shares(outcomes: &[Outcome]) -> Vec<f64> {
-    outcomes.iter().map(|outcome| outcome.share).collect()
+/// What came of a flood, beside what came of it with the bare redirect.
+fn figures_of(kind: Kind, case: &str, outcomes: &[Outcome], bare: &[Outcome]) -> Vec<Figure> {
+    let is_eipnat = kind == Kind::Eipnat;
+    let figure = |what, unit, of: &dyn Fn(&Outcome, &Outcome) -> Option<f64>| {
+        let values: Vec<_> = outcomes.iter().zip(bare).filter_map(|(mine, bare)| of(mine, bare)).collect();
+        (!values.is_empty()).then(|| Figure::of(kind.name(), case, what, unit, &values))
+    };
+    let aim = |figure: Option<Figure>, target| figure.map(|figure| figure.target(target));
+    let of_bare = |mine: &Outcome, bare: &Outcome| is_eipnat.then_some(mine.share / bare.share);
+    let daemon = |mine: &Outcome, _: &Outcome| Some(mine.daemon_grown? / 1e6);
+    [
+        figure("share of the flow that arrives", "", &|mine, _| Some(mine.share)),
+        // What the bare redirect loses, the machine does.
+        aim(figure("share of what the bare redirect leaves of it", "", &of_bare), Target::AtLeast(0.999)),
+        figure("flood", "packets/s", &|mine, _| Some(mine.flood)),
+        figure("connections tracked", "", &|mine, _| mine.tracked),
+        aim(figure("the daemon's memory grows by", "MB", &daemon), Target::AtMost(1.0)),
+        figure("the kernel's memory grows by", "MB", &|mine, _| Some(mine.kernel_grown / 1e6)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Floods a device that nobody has used before, and sends a flow through it meanwhile.

@@ -8,17 +8,17 @@ use serde_json::Value;
 use super::device::{Device, Kind};
 use super::figures::{Figure, Section, float};
 use super::line::Direction;
-use super::throughput::TURN;
+use super::throughput::{COUNTS, TURN};
 use super::{on_one_cpu, say, works};
 use crate::lab::Ground;
 
 pub(super) fn measure(quick: bool) -> Result<Section> {
     say("time in eipnat's program");
-    let rounds = if quick { 10 } else { 40 };
+    let (counts, rounds) = if quick { (&COUNTS[..2], 10) } else { (&COUNTS[..], 40) };
     // Like the sysctl `kernel.bpf_stats_enabled`, but it ends with the process at the latest.
     let _statistics = enable_stats(Stats::RunTime)?;
     let mut figures = Vec::new();
-    for count in [1, 1 << 16] {
+    for &count in counts {
         let ground = Ground::new()?;
         let (internet, vms) = (works::host(&ground, "internet")?, works::host(&ground, "vms")?);
         let mut empty = Device::new(Kind::Discard, &ground, &internet, &vms, count)?;

@@ -101,8 +101,10 @@ pub(super) fn work(kind: Kind, ground: &Ground, node: &Namespace, count: u32) ->
         }
         Kind::Nat => vec![nat(node, "up0", false, count)?, nat(node, "dn0", true, count)?],
         Kind::Eipnat => {
-            let daemon = daemon(ground, node, count.next_power_of_two())?;
-            import(&daemon, ground, count.next_power_of_two())?;
+            let count = count.next_power_of_two();
+            // A case may bind more.
+            let daemon = daemon(ground, node, count.max(1 << 17))?;
+            import(&daemon, ground, first(count))?;
             return Ok(Works { daemon: Some(daemon), ..Works::default() });
         }
         Kind::Stateless => return nft(ground, node, &stateless(count)),
@@ -119,7 +121,7 @@ fn pairs(count: u32) -> impl Iterator<Item = (Ipv4Addr, Ipv4Addr)> {
 }
 
 /// So many EIPs, each with its private address.
-fn first(count: u32) -> impl Iterator<Item = (Ipv4Addr, Ipv4Addr)> {
+pub(super) fn first(count: u32) -> impl Iterator<Item = (Ipv4Addr, Ipv4Addr)> {
     (0..count).map(pair)
 }
 
@@ -164,11 +166,15 @@ pub(super) fn daemon(ground: &Ground, node: &Namespace, max_bindings: u32) -> Re
     Daemon::start_on(node, &eipnat_binary()?, config)
 }
 
-/// Attaches the first so many EIPs, and answers how long that has taken.
-pub(super) fn import(daemon: &Daemon, ground: &Ground, count: u32) -> Result<Duration> {
+/// Attaches EIPs, and answers how long that has taken.
+pub(super) fn import(
+    daemon: &Daemon,
+    ground: &Ground,
+    pairs: impl Iterator<Item = (Ipv4Addr, Ipv4Addr)>,
+) -> Result<Duration> {
     let file = ground.file("eips.csv");
     let mut lines = String::new();
-    for (eip, vm) in first(count) {
+    for (eip, vm) in pairs {
         writeln!(lines, "{eip},{vm}")?;
     }
     std::fs::write(&file, lines)?;

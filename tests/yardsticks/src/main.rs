@@ -51,7 +51,8 @@ static OUT: u32 = 0;
 #[unsafe(no_mangle)]
 static IS_SOURCE: u32 = 0;
 
-/// What a frame that arrives rightly has in that address, of the bits of [`MASK`].
+/// What a frame that arrives rightly has in that address: the bits of [`MASK`] are these, and the others are those of the address
+/// that it was made with.
 #[unsafe(no_mangle)]
 static PREFIX: u32 = 0;
 #[unsafe(no_mangle)]
@@ -101,9 +102,17 @@ fn count(ctx: XdpContext) -> u32 {
     if frame[12..15] != [8, 0, 0x45] || frame[23] != 17 {
         return XDP_DROP;
     }
-    let at = if set(&IS_SOURCE) == 0 { 30 } else { 26 };
-    let address = u32::from_be_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]);
-    let is_right = (address & set(&MASK) == set(&PREFIX)) && header_sum(frame) == 0xffff;
+    let address = |at: usize| u32::from_be_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]);
+    // As it is, and as it was made.
+    let (now, before) = if set(&IS_SOURCE) == 0 {
+        (address(30), address(PAYLOAD + 4))
+    } else {
+        (address(26), address(PAYLOAD))
+    };
+    let is_right = now == set(&PREFIX) | (before & !set(&MASK))
+        && sum(frame, 14, 34) == 0xffff
+        // The pseudo-header: addresses, protocol and length.
+        && fold(sum(frame, 26, FRAME_LEN) + 17 + 26) == 0xffff;
     // SAFETY: the element is this CPU's, and XDP programs do not interrupt each other on one.
     unsafe {
         (*came)[0] += 1;
@@ -249,18 +258,26 @@ fn frame(ctx: &XdpContext) -> Option<&mut [u8; FRAME_LEN]> {
     Some(unsafe { &mut *(start as *mut [u8; FRAME_LEN]) })
 }
 
-/// The sum of the IPv4 header, folded.
+/// The sum of some bytes, folded.
 #[inline(always)]
-fn header_sum(frame: &[u8; FRAME_LEN]) -> u32 {
+fn sum(frame: &[u8; FRAME_LEN], from: usize, to: usize) -> u32 {
     let mut sum = 0;
-    let mut at = 14;
-    while at < 34 {
+    let mut at = from;
+    while at < to {
         sum += u32::from(u16::from_be_bytes([frame[at], frame[at + 1]]));
         at += 2;
     }
+    fold(sum)
+}
+
+#[inline(always)]
+fn fold(sum: u32) -> u32 {
     let sum = (sum >> 16) + (sum & 0xffff);
     (sum >> 16) + (sum & 0xffff)
 }
+
+/// Where a frame has the addresses that it was made with once more, which nobody translates.
+const PAYLOAD: usize = 42;
 
 #[inline(always)]
 fn packet(plan: &Plan, number: u64) -> [u8; FRAME_LEN] {
@@ -277,10 +294,11 @@ fn packet(plan: &Plan, number: u64) -> [u8; FRAME_LEN] {
     ]);
     // UDP, 26 bytes of it.
     frame[34..42].copy_from_slice(&[p0, p1, 0, 9, 0, 26, 0, 0]);
+    frame[PAYLOAD..PAYLOAD + 8].copy_from_slice(&[s0, s1, s2, s3, d0, d1, d2, d3]);
     let word = |high: u8, low: u8| u32::from(u16::from_be_bytes([high, low]));
     let addresses = word(s0, s1) + word(s2, s3) + word(d0, d1) + word(d2, d3);
     let header = 0x4500 + 46 + word(plan.ttl, 17) + addresses;
-    let datagram = addresses + 17 + 26 + word(p0, p1) + 9 + 26;
+    let datagram = 2 * addresses + 17 + 26 + word(p0, p1) + 9 + 26;
     frame[24..26].copy_from_slice(&checksum(header));
     frame[40..42].copy_from_slice(&checksum(datagram));
     frame
@@ -288,9 +306,7 @@ fn packet(plan: &Plan, number: u64) -> [u8; FRAME_LEN] {
 
 #[inline(always)]
 fn checksum(sum: u32) -> [u8; 2] {
-    let sum = (sum >> 16) + (sum & 0xffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    (!(sum as u16)).to_be_bytes()
+    (!(fold(sum) as u16)).to_be_bytes()
 }
 
 #[panic_handler]

@@ -117,6 +117,10 @@ impl Blocks {
             return;
         }
         let at = (block as usize * ENTRIES + usize::from(address.octets()[3])) * self.stride;
+        if self.memory.read(at) == first {
+            // A next hop stays known.
+            return;
+        }
         (at + 1..at + self.stride).for_each(|at| self.memory.write(at, 0));
         self.memory.write(at, first);
     }
@@ -201,6 +205,13 @@ impl Express {
             }
         }
         express
+    }
+
+    /// All bindings that stand are inserted once more: until [`settle`](Self::settle) nothing is taken for one that does.
+    pub(super) fn begin_anew(&mut self) {
+        for blocks in [&mut self.inbound, &mut self.outbound] {
+            blocks.of.values_mut().for_each(|block| block.taken = [0; 4]);
+        }
     }
 
     /// To be called when all bindings that stand have been inserted: what is beyond them goes.

@@ -94,6 +94,7 @@ impl Maps {
 
     /// Shows every half that stands, and brings the express lane to what they say.
     pub(super) fn survey(&mut self, see: &mut dyn FnMut(Half)) -> anyhow::Result<()> {
+        self.express.begin_anew();
         let mut next = Some(Place::default());
         while let Some(place) = next {
             let (some, after) = self.some_halves(place, AT_ONCE)?;
@@ -138,6 +139,12 @@ impl Maps {
 
     /// Makes the maps say what addresses are, and answers whether they said anything else.
     pub(super) fn set_addresses(&mut self, kinds: &Kinds) -> anyhow::Result<bool> {
+        let written = self.write_addresses(kinds);
+        self.express.set_kinds(kinds);
+        written
+    }
+
+    fn write_addresses(&mut self, kinds: &Kinds) -> anyhow::Result<bool> {
         let lpm = |(cidr, kind): (&Ipv4Net, &AddressKind)| {
             ((u32::from(cidr.prefix_len()), cidr.network().octets()), *kind as u32)
         };
@@ -153,7 +160,6 @@ impl Maps {
             found(self.addresses.remove(&Key::new(*length, *addr)))
                 .with_context(|| failed(map::ADDRESSES))?;
         }
-        self.express.set_kinds(kinds);
         Ok(standing != wanted)
     }
 

@@ -207,7 +207,7 @@ impl Watcher {
         if told.is_incomplete {
             self.look_anew()?;
         } else if told.has_rules {
-            self.look_at_rules();
+            self.look_at_rules()?;
         }
         Ok(told.is_change || told.has_rules || told.is_incomplete)
     }
@@ -275,26 +275,25 @@ impl Watcher {
                 self.neighbour(&neighbour, false);
             }
         }
-        self.look_at_rules();
+        self.look_at_rules()?;
         self.advance();
         Ok(())
     }
 
-    fn look_at_rules(&mut self) {
+    fn look_at_rules(&mut self) -> Result<()> {
         let mut request = RuleMessage::default();
         request.header.family = AddressFamily::Inet;
         let rules = netlink::dump_all(NETLINK_ROUTE, &RouteNetlinkMessage::GetRule(request));
-        // One that is not understood is not one of the plain ones.
-        self.is_plain = rules.is_ok_and(|rules| {
-            rules.iter().all(|message| match message {
+        self.is_plain =
+            rules.context("cannot ask for the rules of routing")?.iter().all(|message| match message {
                 RouteNetlinkMessage::NewRule(rule) => is_plain(rule),
                 _ => true,
-            })
-        });
+            });
         if !self.is_plain && !self.is_told {
             info!("there are rules of routing (ip rule), so the FIB is asked for each packet");
         }
         self.is_told = !self.is_plain;
+        Ok(())
     }
 }
 

@@ -16,6 +16,7 @@ use super::kinds::Kinds;
 use super::routes::Routes;
 use super::sysctls;
 use crate::config;
+use crate::dataplane::Dataplane as _;
 use crate::model::PoolSpec;
 
 impl XdpDataplane {
@@ -32,10 +33,13 @@ impl XdpDataplane {
         };
         note("the node's settings were others, and are written again", self.maps.set_node(self.node));
         let kinds = kinds(&self.config, &self.pools, self.node.public_ip, &interfaces);
-        note(
-            "what the program knows of addresses was otherwise, and is written again",
-            self.maps.set_addresses(&kinds),
-        );
+        let are_others = self.maps.set_addresses(&kinds);
+        let is_left = matches!(are_others, Ok(true));
+        note("what the program knows of addresses was otherwise, and is written again", are_others);
+        if is_left {
+            // What the arrays have given up may be used again.
+            note("nothing else", self.quiesce().map(|()| false));
+        }
         note("sysctl all.send_redirects set again", sysctls::set_all_send_redirects(0));
         self.ports.settle(&mut self.maps, &interfaces, &mut findings);
         self.settle_slow_path(&interfaces);

@@ -8,7 +8,7 @@ use log::{error, warn};
 use super::XdpDataplane;
 use super::interfaces::Interface;
 use super::view::View;
-use crate::dataplane::slow_path;
+use crate::dataplane::{AT_ONCE, slow_path};
 use crate::slowpath::SlowPath;
 
 impl XdpDataplane {
@@ -47,7 +47,9 @@ impl XdpDataplane {
         })?;
         slow_path.announce(std::mem::take(&mut self.arrived));
         if self.is_to_announce {
-            slow_path.announce(self.maps.bound());
+            // By parts: whoever announces keeps the worker waiting.
+            let bound: Vec<Ipv4Addr> = self.maps.bound().collect();
+            bound.chunks(AT_ONCE as usize).for_each(|some| slow_path.announce(some.iter().copied()));
             self.is_to_announce = false;
         }
         Ok(())
