@@ -152,7 +152,7 @@ fn nat(ctx: XdpContext) -> u32 {
     let header = checksum((!word(frame[24], frame[25]) & 0xffff) + change + 0xfeff);
     frame[24..26].copy_from_slice(&header);
     let datagram = checksum((!word(frame[40], frame[41]) & 0xffff) + change);
-    frame[40..42].copy_from_slice(&if datagram == [0, 0] { [0xff, 0xff] } else { datagram });
+    frame[40..42].copy_from_slice(&present(datagram));
     // SAFETY: plain integers, for which zero is a value.
     let mut fib: FibLookup = unsafe { core::mem::zeroed() };
     fib.family = 2;
@@ -300,13 +300,19 @@ fn packet(plan: &Plan, number: u64) -> [u8; FRAME_LEN] {
     let header = 0x4500 + 46 + word(plan.ttl, 17) + addresses;
     let datagram = 2 * addresses + 17 + 26 + word(p0, p1) + 9 + 26;
     frame[24..26].copy_from_slice(&checksum(header));
-    frame[40..42].copy_from_slice(&checksum(datagram));
+    frame[40..42].copy_from_slice(&present(checksum(datagram)));
     frame
 }
 
 #[inline(always)]
 fn checksum(sum: u32) -> [u8; 2] {
     (!(fold(sum) as u16)).to_be_bytes()
+}
+
+/// A checksum of UDP as it is sent: zero would say that there is none (RFC 768).
+#[inline(always)]
+fn present(checksum: [u8; 2]) -> [u8; 2] {
+    if checksum == [0, 0] { [0xff, 0xff] } else { checksum }
 }
 
 #[panic_handler]
