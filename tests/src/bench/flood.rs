@@ -135,7 +135,7 @@ fn one(kind: Kind, flood: Flood, times: Times) -> Result<Outcome> {
     let generator = Generator::start(&path.client, WAN, plan)?;
     std::thread::sleep(times.head_start);
     let sink = Sink::start_at(&path.vm, Path::own(), PORT)?;
-    let sender = Sender::start(&path.client, (path.target(), PORT), RATE, 32)?;
+    let sender = Sender::start_anew(&path.client, (path.target(), PORT), RATE, 32);
     std::thread::sleep(times.flow);
     let sent = sender.stop()?;
     let flooded = generator.stop()?;

@@ -1,7 +1,7 @@
 //! Numbered UDP packets: which arrived, where, and from whom.
 
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -100,13 +100,23 @@ impl Sender {
     /// # Errors
     /// When there is no socket to be had.
     pub fn start(namespace: &Namespace, to: (Ipv4Addr, u16), rate: u32, size: usize) -> Result<Self> {
-        let socket = namespace.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+        let socket = namespace.run(client)??;
+        Ok(Self::start_by(rate, size, move |payload| Ok(socket.send_to(payload, to)?)))
+    }
+
+    /// The same, each packet from a client that is new.
+    #[must_use]
+    pub fn start_anew(namespace: &Namespace, to: (Ipv4Addr, u16), rate: u32, size: usize) -> Self {
+        let namespace = namespace.clone();
+        Self::start_by(rate, size, move |payload| Ok(namespace.run(client)??.send_to(payload, to)?))
+    }
+
+    fn start_by(rate: u32, size: usize, send_one: impl Fn(&[u8]) -> Result<usize> + Send + 'static) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let next = Arc::new(AtomicU64::new(0));
-        let to = SocketAddrV4::new(to.0, to.1);
         let (stopped, numbers) = (Arc::clone(&stop), Arc::clone(&next));
-        let thread = std::thread::spawn(move || send(&socket, to, rate, size.max(8), &stopped, &numbers));
-        Ok(Self { stop, next, thread })
+        let thread = std::thread::spawn(move || send(send_one, rate, size.max(8), &stopped, &numbers));
+        Self { stop, next, thread }
     }
 
     /// The next packet's number. A packet with this number or a higher one leaves after this call has begun.
@@ -143,9 +153,12 @@ impl Sender {
     }
 }
 
+fn client() -> std::io::Result<UdpSocket> {
+    UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
+}
+
 fn send(
-    socket: &UdpSocket,
-    to: SocketAddrV4,
+    send_one: impl Fn(&[u8]) -> Result<usize>,
     rate: u32,
     size: usize,
     stop: &AtomicBool,
@@ -157,7 +170,7 @@ fn send(
         // The number is taken before the packet leaves: see `Sender::next`.
         let number = next.fetch_add(1, Ordering::SeqCst);
         payload[..8].copy_from_slice(&number.to_be_bytes());
-        socket.send_to(&payload, to).context("cannot send")?;
+        send_one(&payload).context("cannot send")?;
         let due = Duration::from_nanos((number + 1) * 1_000_000_000 / u64::from(rate));
         if let Some(early) = due.checked_sub(begin.elapsed()) {
             std::thread::sleep(early);
