@@ -36,11 +36,11 @@ impl XdpDataplane {
         let are_others = self.maps.set_addresses(&kinds);
         let is_left = matches!(are_others, Ok(true));
         note("what the program knows of addresses was otherwise, and is written again", are_others);
+        note("sysctl all.send_redirects set again", sysctls::set_all_send_redirects(0));
         if is_left {
             // What the arrays have given up may be used again.
-            note("nothing else", self.quiesce().map(|()| false));
+            findings.note(self.quiesce().map(|()| None));
         }
-        note("sysctl all.send_redirects set again", sysctls::set_all_send_redirects(0));
         self.ports.settle(&mut self.maps, &interfaces, &mut findings);
         self.settle_slow_path(&interfaces);
         self.settle_routes();
