@@ -8,7 +8,6 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
 use aya_ebpf::programs::XdpContext;
-
 use aya_log_ebpf::macro_support::{Level, level_enabled};
 use nat_common::abi::express::{
     Adjacency, ENTRIES, Front, InboundEntry, NEXT_HOPS as NEXT_HOPS_OF_CPU, NextHop, PAGES as PAGE_COUNT,

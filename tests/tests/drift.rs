@@ -331,14 +331,20 @@ fn entries_of_the_maps_are_changed() -> Result<()> {
     })
 }
 
+type InboundMap = HashMap<MapData, [u8; 4], [u8; size_of::<Inbound>()]>;
+type OutboundMap = HashMap<MapData, [u8; size_of::<OutboundKey>()], [u8; size_of::<Outbound>()]>;
+
+/// The maps of bindings.
+fn bindings(bed: &Bed) -> Result<(InboundMap, OutboundMap)> {
+    let open = |name| Ok::<_, anyhow::Error>(Map::HashMap(map(bed, name)?));
+    Ok((open("INBOUND")?.try_into()?, open("OUTBOUND")?.try_into()?))
+}
+
 /// The daemon has not seen yet that it is gone, and the express lane's arrays still say it.
 #[test]
 fn an_eip_is_detached_that_somebody_has_just_taken_out_of_a_map() -> Result<()> {
     Bed::run(Setup::default(), |bed| {
-        let mut inbound: HashMap<_, [u8; 4], [u8; size_of::<Inbound>()]> =
-            Map::HashMap(map(bed, "INBOUND")?).try_into()?;
-        let mut outbound: HashMap<_, [u8; size_of::<OutboundKey>()], [u8; size_of::<Outbound>()]> =
-            Map::HashMap(map(bed, "OUTBOUND")?).try_into()?;
+        let (mut inbound, mut outbound) = bindings(bed)?;
         let came = || -> Result<bool> {
             let sink = Sink::start_at(&bed.lab.vm1, VM1, 7000)?;
             let sender = Sender::start(&bed.lab.internet, (EIP1, 7000), 500, 32)?;
@@ -359,10 +365,7 @@ fn an_eip_is_detached_that_somebody_has_just_taken_out_of_a_map() -> Result<()> 
 #[test]
 fn bindings_are_changed() -> Result<()> {
     Bed::run(Setup::default(), |bed| {
-        let mut inbound: HashMap<_, [u8; 4], [u8; size_of::<Inbound>()]> =
-            Map::HashMap(map(bed, "INBOUND")?).try_into()?;
-        let mut outbound: HashMap<_, [u8; size_of::<OutboundKey>()], [u8; size_of::<Outbound>()]> =
-            Map::HashMap(map(bed, "OUTBOUND")?).try_into()?;
+        let (mut inbound, mut outbound) = bindings(bed)?;
         let (eip, key) = (EIP1.octets(), bytemuck::cast(OutboundKey { tenant: 0, private_ip: VM1.octets() }));
         let (in_right, out_right) = (inbound.get(&eip, 0)?, outbound.get(&key, 0)?);
 

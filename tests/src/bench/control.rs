@@ -47,18 +47,14 @@ pub(super) fn measure(quick: bool) -> Result<Section> {
     figures.push(figure("attach, p50", "ms", quantile(&answers, 0.5)));
     figures.push(aim(figure("attach, p99", "ms", quantile(&answers, 0.99)), 2.0));
     let disk = disk(&daemon.config().dir.join("disk"), attachments)?;
-    figures.push(figure(
-        "the disk alone, as often as a commit waits for it, p50",
-        "ms",
-        quantile(&disk, 0.5),
-    ));
-    figures.push(figure(
-        "the disk alone, as often as a commit waits for it, p99",
-        "ms",
-        quantile(&disk, 0.99),
-    ));
-    figures.push(figure("attach to wire, p50", "ms", quantile(&wire, 0.5)));
-    figures.push(figure("attach to wire, p99", "ms", quantile(&wire, 0.99)));
+    for (what, times, at) in [
+        ("the disk alone, as often as a commit waits for it, p50", &disk, 0.5),
+        ("the disk alone, as often as a commit waits for it, p99", &disk, 0.99),
+        ("attach to wire, p50", &wire, 0.5),
+        ("attach to wire, p99", &wire, 0.99),
+    ] {
+        figures.push(figure(what, "ms", quantile(times, at)));
+    }
     let (listing, peak) = list(&daemon, ground.file("list.txt"), count)?;
     figures.push(figure("eip list", "s", listing));
     figures.push(figure("eip list, peak RSS of the client", "MB", peak / 1e6));
