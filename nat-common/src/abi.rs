@@ -27,7 +27,7 @@ pub mod trace;
 pub mod trial;
 
 /// Version of everything in this module. Where the pinned maps carry another one, the daemon makes new maps.
-pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { u32::MAX } else { 8 };
+pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") { u32::MAX } else { 9 };
 
 /// Most interfaces that a program can be told of: uplinks, downlinks, and what is below them, such as the ports of a bridge
 /// to which hundreds of VMs are plugged.
@@ -319,8 +319,8 @@ pub struct Node {
     /// Not read by the program: how many directories eipnat made for the pins, which `unload` removes again: the pin path
     /// and those above it.
     pub directories_made: u8,
-    /// Zero.
-    pub padding: u8,
+    /// Not read by the program: `net.ipv4.ip_no_pmtu_disc` as it was before eipnat came.
+    pub ip_no_pmtu_disc_before: u8,
     /// Source of ICMP errors whose sender, a private router, has no public address of its own (RFC 5508 §4.2,
     /// REQ-5c). All zero: not known.
     pub public_ip: Addr,

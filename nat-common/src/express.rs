@@ -20,7 +20,7 @@ pub trait Known {
     /// inside, and may be an end of a packet.
     fn is_stranger(&mut self, addr: Addr) -> bool;
     /// What is known of an address as a public one of tenant 0.
-    fn inbound(&mut self, public_ip: Addr) -> Option<InboundEntry>;
+    fn inbound(&mut self, public_ip: Addr) -> Public;
     /// The binding of a private address of tenant 0.
     fn outbound(&mut self, private_ip: Addr) -> Option<Outbound>;
     /// The next hop to a stranger.
@@ -29,6 +29,17 @@ pub trait Known {
     fn generation(&mut self) -> u32;
     /// Adds a forwarded packet to a meter.
     fn bill(&mut self, meter: u32, direction: Direction, bytes: u16);
+}
+
+/// What is known of a public address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Public {
+    /// It may be bound: then the entry has the VM's address, and else none.
+    Entry(InboundEntry),
+    /// It is in a pool, and not bound.
+    Vacant,
+    /// Nothing.
+    Unknown,
 }
 
 /// What the express lane has come to.
@@ -92,12 +103,12 @@ fn attempt<F: Frame + ?Sized, K: Known>(frame: &mut F, ifindex: u32, known: &mut
         if !known.is_stranger(packet.source) {
             return None;
         }
-        let entry = known.inbound(packet.destination)?;
-        if entry.private_ip == [0; 4] {
+        let entry = match known.inbound(packet.destination) {
+            Public::Entry(entry) if entry.private_ip != [0; 4] => entry,
             // One-armed, it could be an ICMP error on its way out.
-            let is_unbound = entry.meter == InboundEntry::POOLED && seat.role == Port::UPLINK;
-            return is_unbound.then_some(Outcome::Unbound(packet.destination));
-        }
+            Public::Vacant if seat.role == Port::UPLINK => return Some(Outcome::Unbound(packet.destination)),
+            Public::Entry(_) | Public::Vacant | Public::Unknown => return None,
+        };
         Leg {
             direction: Direction::In,
             old: packet.destination,

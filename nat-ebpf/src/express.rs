@@ -14,7 +14,7 @@ use nat_common::abi::express::{
     Place, Seat,
 };
 use nat_common::abi::{Addr, Outbound};
-use nat_common::express::{self, Known, Outcome};
+use nat_common::express::{self, Known, Outcome, Public};
 use nat_common::pipeline::Direction;
 use nat_common::verdict::{Counter, Egress, Reject};
 
@@ -94,12 +94,17 @@ impl Known for Arrays {
 
     #[inline(always)]
     fn is_stranger(&mut self, addr: Addr) -> bool {
-        let Some(place) = place(self.front, addr) else { return false };
-        if place == Place::default() {
+        let (inbound, outbound) = match place(self.front, addr) {
+            // SAFETY: a part of a map's element, which stays.
+            Found::Place(place) => unsafe { ((*place).inbound, (*place).outbound) },
+            Found::Nothing => return true,
+            Found::Missing => return false,
+        };
+        if inbound == 0 && outbound == 0 {
             return true;
         }
         // In the network of an uplink, say, where the node has an address itself.
-        let block = if place.outbound == 0 { INBOUND_BLOCKS.get_ptr_mut(place.inbound) } else { None };
+        let block = if outbound == 0 { INBOUND_BLOCKS.get_ptr_mut(inbound) } else { None };
         block.is_some_and(|block| {
             // SAFETY: as in `inbound`.
             let entry = unsafe { &*at(block, addr[3].into()) };
@@ -108,14 +113,26 @@ impl Known for Arrays {
     }
 
     #[inline(always)]
-    fn inbound(&mut self, public_ip: Addr) -> Option<InboundEntry> {
-        // SAFETY: the entry stays memory of the map, whosever it is; the daemon writes it in words.
-        inbound(self.front, public_ip).map(|entry| unsafe { *entry })
+    fn inbound(&mut self, public_ip: Addr) -> Public {
+        let Found::Place(place) = place(self.front, public_ip) else { return Public::Unknown };
+        let last = public_ip[3];
+        // SAFETY: a map's element, which stays.
+        let place = unsafe { &*place };
+        if place.is_vacant(last) {
+            return Public::Vacant;
+        }
+        match INBOUND_BLOCKS.get_ptr_mut(place.inbound) {
+            // SAFETY: the entry stays memory of the map, whosever it is; the daemon writes it in words.
+            Some(block) => Public::Entry(unsafe { *at(block, last.into()) }),
+            None => Public::Unknown,
+        }
     }
 
     #[inline(always)]
     fn outbound(&mut self, private_ip: Addr) -> Option<Outbound> {
-        let block = OUTBOUND_BLOCKS.get_ptr_mut(place(self.front, private_ip)?.outbound)?;
+        let Found::Place(place) = place(self.front, private_ip) else { return None };
+        // SAFETY: as in `is_stranger`.
+        let block = OUTBOUND_BLOCKS.get_ptr_mut(unsafe { (*place).outbound })?;
         // SAFETY: as in `inbound`.
         Some(unsafe { *at(block, private_ip[3].into()) })
     }
@@ -151,21 +168,34 @@ fn at<T, const N: usize>(array: *mut [T; N], index: u16) -> *mut T {
     array.cast::<T>().wrapping_add(bounded)
 }
 
+/// What the pages say of an address.
+enum Found {
+    Place(*mut Place),
+    /// It is in none: nothing is known of it.
+    Nothing,
+    /// There is no such page.
+    Missing,
+}
+
 #[inline(always)]
-fn place(front: *mut Front, addr: Addr) -> Option<Place> {
+fn place(front: *mut Front, addr: Addr) -> Found {
     let upper = u16::from_be_bytes([addr[0], addr[1]]);
     // SAFETY: an element of an array that stays; whoever writes it writes the whole.
     let page = unsafe { *at(&raw mut (*front).directory, upper) };
     if page == 0 {
-        return Some(Place::default());
+        return Found::Nothing;
     }
-    // SAFETY: as above.
-    Some(unsafe { *at(PAGES.get_ptr_mut(page.into())?, addr[2].into()) })
+    match PAGES.get_ptr_mut(page.into()) {
+        Some(page) => Found::Place(at(page, addr[2].into())),
+        None => Found::Missing,
+    }
 }
 
 #[inline(always)]
 fn inbound(front: *mut Front, public_ip: Addr) -> Option<*mut InboundEntry> {
-    let block = INBOUND_BLOCKS.get_ptr_mut(place(front, public_ip)?.inbound)?;
+    let Found::Place(place) = place(front, public_ip) else { return None };
+    // SAFETY: as in `Arrays::is_stranger`.
+    let block = INBOUND_BLOCKS.get_ptr_mut(unsafe { (*place).inbound })?;
     Some(at(block, public_ip[3].into()))
 }
 

@@ -274,15 +274,16 @@ fn sysctls_are_changed() -> Result<()> {
         }
         mended(bed)?;
         let changes = [
-            ("up0/forwarding", "0", "1"),
-            ("dn0/forwarding", "0", "1"),
-            ("dn0/rp_filter", "1", "2"),
-            ("up0/rp_filter", "1", "2"),
-            ("up0/send_redirects", "1", "0"),
-            ("all/send_redirects", "1", "0"),
+            ("conf/up0/forwarding", "0", "1"),
+            ("conf/dn0/forwarding", "0", "1"),
+            ("conf/dn0/rp_filter", "1", "2"),
+            ("conf/up0/rp_filter", "1", "2"),
+            ("conf/up0/send_redirects", "1", "0"),
+            ("conf/all/send_redirects", "1", "0"),
+            ("ip_no_pmtu_disc", "0", "3"),
         ];
         for (key, value, right) in changes {
-            let key = format!("net/ipv4/conf/{key}");
+            let key = format!("net/ipv4/{key}");
             node.sysctl(&key, value)?;
             soon(&key, || Ok(node.read_sysctl(&key)? == right))?;
         }
@@ -327,6 +328,7 @@ fn entries_of_the_maps_are_changed() -> Result<()> {
         bed.daemon.unload()?;
         assert_eq!(bed.lab.node.read_sysctl("net/ipv4/conf/dn0/forwarding")?, "0");
         assert_eq!(bed.lab.node.read_sysctl("net/ipv4/conf/all/send_redirects")?, "1");
+        assert_eq!(bed.lab.node.read_sysctl("net/ipv4/ip_no_pmtu_disc")?, "0");
         bed.daemon.wait()
     })
 }

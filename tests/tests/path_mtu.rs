@@ -1,12 +1,14 @@
 //! Links that are narrower than the packets: real TCP finds the way's MTU from ICMP errors that come translated, and
 //! fragments cross like anything else.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::{Context, Result, ensure};
+use socket2::{Domain, Protocol, Socket, Type};
+use tests::fixtures::Packet;
 use tests::lab::{
-    Bed, Capture, Chain, EIP1, EIP2, INTERNET_DEVICE, NODE_UP, Namespace, Setup, Side, VM1, VM2, WebServer,
-    download, ping,
+    Bed, Capture, Chain, EIP1, EIP2, INTERNET, INTERNET_DEVICE, NODE_UP, Namespace, Setup, Side, VM1, VM2,
+    WebServer, download, ping,
 };
 
 /// The narrow link's MTU.
@@ -22,8 +24,7 @@ fn with_narrow_link(side: Side, test: impl FnOnce(&Bed, &Chain, &Chain) -> Resul
         let (inside, outside) =
             (Chain::new(&bed.lab, Side::Inside, 2)?, Chain::new(&bed.lab, Side::Outside, 2)?);
         for host in [&inside.host, &outside.host] {
-            // The kernel's own defaults, for a new namespace takes them over from the machine.
-            host.sysctl("net/ipv4/ip_no_pmtu_disc", "0")?;
+            // The kernel's own default, for a new namespace takes it over from the machine.
             host.sysctl("net/ipv4/tcp_mtu_probing", "0")?;
         }
         bed.daemon.bind(EIP1, inside.address())?;
@@ -76,6 +77,25 @@ fn tcp_learns_of_a_narrow_link_behind_a_router_of_the_internet() -> Result<()> {
         let senders = transfers_learn(bed, inside, outside)?;
         let router = outside.near(1);
         ensure!(!senders.is_empty() && senders.iter().all(|sender| *sender == router), "{senders:?}");
+        Ok(())
+    })
+}
+
+/// The kernel believes such an error about an echo reply, whether or not it has sent any (`icmp_err()`), and `bpf_fib_lookup()` would
+/// go by what it says.
+#[test]
+fn a_forged_error_to_the_node_narrows_nobodys_way() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        let lab = &bed.lab;
+        let [_, _, high, low] = u32::from(NARROW).to_be_bytes();
+        let reply = Packet::icmp(NODE_UP, INTERNET, vec![0, 0, 0, 0, 0x12, 0x34, 0, 1]).bytes();
+        let forged = Packet::error(INTERNET, NODE_UP, TOO_BIG, [0, 0, high, low], &reply);
+        let open = || Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4));
+        lab.internet.run(open)??.send_to(&forged.payload, &SocketAddrV4::new(NODE_UP, 0).into())?;
+        // Whoever has believed it answers the first, and the sender takes the others to be too long.
+        let pings = ping(&lab.vm1, INTERNET, 3, &["-s", "1400", "-M", "do"])?;
+        ensure!(pings.received == 3, "{pings:?}");
+        ensure!(learned_mtu(&lab.node, INTERNET)?.is_none(), "the node has believed it");
         Ok(())
     })
 }

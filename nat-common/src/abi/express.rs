@@ -1,7 +1,8 @@
 //! What the fast path's express lane reads: the bindings once more, in arrays by address, and next hops that are known.
 //!
 //! An address is found as in a DIR-24-8 table: its upper 16 bits give a page, the next 8 a place in the page, and the last 8
-//! an entry in a block. Whatever has no place there is found in the hash maps, by the pipeline.
+//! an entry in a block. That an address is in a pool and not bound stands in the place already, which 256 addresses share: who scans
+//! a pool shall not take the cache from those who use it. Whatever has no place there is found in the hash maps, by the pipeline.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -20,10 +21,7 @@ pub const SPECIAL_PAGE: u32 = 1;
 /// The page of addresses that are in a pool, and not bound.
 pub const UNBOUND_PAGE: u32 = 2;
 
-/// The block whose addresses are in a pool, and not bound. Block 0 is none.
-pub const UNBOUND_BLOCK: u32 = 1;
-
-/// Stands for a block where only the pipeline knows what its addresses are.
+/// Stands for a block where there is none, and more to be said of its addresses than nothing. Block 0 is none, too.
 pub const SPECIAL: u32 = u32::MAX;
 
 /// Next hops that a CPU remembers by destination; a power of two.
@@ -49,14 +47,27 @@ pub struct Front {
     pub directory: [u16; DIRECTORY],
 }
 
-/// What is known of 256 addresses. Element of a page.
-#[repr(C)]
+/// What is known of 256 addresses. Element of a page, and a line of the cache.
+#[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Place {
     /// Their block in [`map::INBOUND_BLOCKS`](super::map::INBOUND_BLOCKS), 0 or [`SPECIAL`].
     pub inbound: u32,
     /// Their block in [`map::OUTBOUND_BLOCKS`](super::map::OUTBOUND_BLOCKS), 0 or [`SPECIAL`].
     pub outbound: u32,
+    /// A bit for each, from the lowest one on: it is in a pool, and not bound.
+    pub vacant: [u64; ENTRIES / 64],
+    /// Zero.
+    pub padding: [u64; 3],
+}
+
+impl Place {
+    /// Whether an address, by its last byte, is in a pool and not bound.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_vacant(&self, last: u8) -> bool {
+        self.vacant[last as usize / 64] >> (last % 64) & 1 != 0
+    }
 }
 
 /// A next hop, and when it was asked for.
@@ -111,18 +122,16 @@ impl Adjacency {
 pub struct InboundEntry {
     /// The VM's private address, of tenant 0; all zero: the public one is not bound.
     pub private_ip: Addr,
-    /// Index into [`map::METERS`](super::map::METERS). Of an address that is not bound [`InboundEntry::POOLED`],
-    /// [`InboundEntry::STRANGER`], or 0: only the pipeline knows.
+    /// Index into [`map::METERS`](super::map::METERS). Of an address that is not bound [`InboundEntry::STRANGER`], or 0: its place or
+    /// the pipeline knows.
     pub meter: u32,
     /// The next hop to the VM. The program writes it.
     pub adjacency: Adjacency,
 }
 
 impl InboundEntry {
-    /// `meter` of an address that is not bound: it is in a pool.
-    pub const POOLED: u32 = 1;
     /// `meter` of an address that is not bound: nothing is known of it.
-    pub const STRANGER: u32 = 2;
+    pub const STRANGER: u32 = 1;
 }
 
 /// The next hop to an address outside. Element of [`map::NEXT_HOPS`](super::map::NEXT_HOPS), which the program writes.
@@ -183,7 +192,7 @@ impl Routing {
 }
 
 const _: () = {
-    assert!(size_of::<Place>() == 8 && size_of::<Outbound>() == 8 && size_of::<Adjacency>() == 24);
+    assert!(size_of::<Place>() == 64 && size_of::<Outbound>() == 8 && size_of::<Adjacency>() == 24);
     assert!(size_of::<InboundEntry>() == 32 && size_of::<NextHop>() == 32);
     assert!(size_of::<Seat>() == 16 && size_of::<Routing>() == 16);
     assert!(size_of::<Front>() == 32 + SEATS * 16 + DIRECTORY * 2);

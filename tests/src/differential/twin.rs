@@ -31,9 +31,6 @@ pub(super) fn prepare(node: &Namespace) -> Result<()> {
         node.succeed("ethtool", &["-K", &far, "tx", "off", "gro", "on"])?;
         node.ip(&[format!("link set dev {far} gro_max_size 1")])?;
     }
-    // Among the packets are ICMP errors to the node that tell a smaller path MTU. By such a one bpf_fib_lookup() goes, and the kernel's own
-    // forwarding does not (`ip_forward_use_pmtu`); the reference knows none.
-    node.sysctl("net/ipv4/ip_no_pmtu_disc", "2")?;
     load(node, MUTE)
 }
 

@@ -76,6 +76,10 @@ impl Bed {
         ensure!(programs.is_empty(), "XDP programs are still attached: {programs:?}");
         let pins = pins(self.daemon.config())?;
         ensure!(pins.is_empty(), "there are still pins: {pins:?}");
+        for (key, before) in [("conf/all/send_redirects", "1"), ("ip_no_pmtu_disc", "0")] {
+            let is = self.lab.node.read_sysctl(&format!("net/ipv4/{key}"))?;
+            ensure!(is == before, "{key} is {is} in place of {before}");
+        }
         Ok(())
     }
 

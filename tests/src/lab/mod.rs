@@ -330,6 +330,7 @@ fn make_host(site: &site::Site, role: &str) -> Result<Namespace> {
     // A new namespace takes IPv4 settings over from the machine it is on.
     host.sysctl("net/ipv4/ip_forward", "0")?;
     // A new namespace takes these over from the machine's own.
+    host.sysctl("net/ipv4/ip_no_pmtu_disc", "0")?;
     host.sysctl("net/ipv4/conf/all/send_redirects", "1")?;
     host.sysctl("net/ipv4/conf/all/rp_filter", "0")?;
     host.sysctl("net/ipv4/conf/default/rp_filter", "0")?;

@@ -3,24 +3,25 @@
 //! They say no more than the maps of bindings and addresses say, and are written by whoever writes those. Where there is no room,
 //! an address is left to the pipeline.
 
+mod blocks;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem::offset_of;
 use std::net::Ipv4Addr;
-use std::ops::Range;
 
 use anyhow::{Context as _, bail};
 use aya::Ebpf;
 use aya::maps::Map;
 use ipnet::Ipv4Net;
-use log::debug;
 use nat_common::abi::express::{
-    ENTRIES, InboundEntry, PAGES, Place, SEATS, SPECIAL, SPECIAL_PAGE, Seat, UNBOUND_BLOCK, UNBOUND_PAGE,
+    ENTRIES, InboundEntry, PAGES, Place, SEATS, SPECIAL, SPECIAL_PAGE, Seat, UNBOUND_PAGE,
 };
 use nat_common::abi::{self, Outbound, map};
 use nat_common::pipeline::Direction;
 
+use self::blocks::Blocks;
 use super::front;
 use super::kinds::{Class, Kinds};
 use super::maps::failed;
@@ -34,97 +35,20 @@ const _: () = assert!(COUNT as usize == ENTRIES);
 /// Blocks more than bindings that stand close together need, for others that do not.
 const SPARE_BLOCKS: u32 = 64;
 
-/// How many blocks of a kind there are, the two that are no blocks included.
+/// How many blocks of a kind there are, the one that is none included.
 pub(super) fn blocks(max_bindings: u32) -> u32 {
     max_bindings.div_ceil(COUNT) + SPARE_BLOCKS
 }
 
+/// The length of a [`Place`], and how far in it [`Place::vacant`] stands, in numbers.
+const PLACE: usize = size_of::<Place>() / size_of::<u64>();
+const VACANT: usize = offset_of!(Place, vacant) / size_of::<u64>();
+
+/// The bits of all addresses of a /24.
+const ALL: [u64; 4] = [u64::MAX; 4];
+
 /// The first page that is one /16's own.
 const FIRST_PAGE: u32 = UNBOUND_PAGE + 1;
-
-/// A block of entries, for the addresses of a /24.
-#[derive(Clone, Copy, Debug)]
-struct Block {
-    /// [`SPECIAL`]: there was no room.
-    number: u32,
-    /// The entries that are taken, a bit each.
-    taken: [u64; 4],
-}
-
-impl Block {
-    fn is_taken(&self, address: Ipv4Addr) -> bool {
-        let last = address.octets()[3];
-        self.taken[usize::from(last / 64)] & 1 << (last % 64) != 0
-    }
-
-    fn take(&mut self, address: Ipv4Addr, is_taken: bool) {
-        let last = address.octets()[3];
-        let (bits, bit) = (&mut self.taken[usize::from(last / 64)], 1 << (last % 64));
-        *bits = if is_taken { *bits | bit } else { *bits & !bit };
-    }
-}
-
-/// All blocks of a direction.
-#[derive(Debug)]
-struct Blocks {
-    memory: Numbers,
-    /// The length of an entry, in numbers.
-    stride: usize,
-    /// By the first three bytes of their addresses.
-    of: HashMap<u32, Block>,
-    free: BTreeSet<u32>,
-    /// Those that packets under way may still look at.
-    leaving: Vec<u32>,
-}
-
-impl Blocks {
-    fn new<T>(memory: Numbers, numbers: Range<u32>) -> Self {
-        let stride = size_of::<T>() / size_of::<u64>();
-        Self { memory, stride, of: HashMap::new(), free: numbers.collect(), leaving: Vec::new() }
-    }
-
-    /// Takes over a block that stands.
-    fn adopt(&mut self, third: u32, number: u32) {
-        if self.free.remove(&number) {
-            self.of.insert(third, Block { number, taken: [0; 4] });
-        }
-    }
-
-    /// The block of a /24; `entry`: what stands in a new one.
-    fn get_or_make(&mut self, third: u32, entry: impl Fn(Ipv4Addr) -> u64) -> &mut Block {
-        if !self.of.contains_key(&third) {
-            let number = self.free.pop_first().unwrap_or(SPECIAL);
-            if number == SPECIAL {
-                debug!("there is no room for {} in the express lane", network(third));
-            }
-            for address in addresses(third) {
-                self.write(number, address, entry(address));
-            }
-            self.of.insert(third, Block { number, taken: [0; 4] });
-        }
-        self.of.entry(third).or_insert(Block { number: SPECIAL, taken: [0; 4] })
-    }
-
-    /// Gives a block up; others may have it when no packet looks at it any more.
-    fn leave(&mut self, third: u32) {
-        let left = self.of.remove(&third).map(|block| block.number);
-        self.leaving.extend(left.filter(|number| *number != SPECIAL));
-    }
-
-    /// Writes an entry, whose first number says whether the others count.
-    fn write(&self, block: u32, address: Ipv4Addr, first: u64) {
-        if block == SPECIAL {
-            return;
-        }
-        let at = (block as usize * ENTRIES + usize::from(address.octets()[3])) * self.stride;
-        if self.memory.read(at) == first {
-            // A next hop stays known.
-            return;
-        }
-        (at + 1..at + self.stride).for_each(|at| self.memory.write(at, 0));
-        self.memory.write(at, first);
-    }
-}
 
 /// The memory of the arrays.
 struct Arrays {
@@ -149,7 +73,7 @@ pub(super) struct Express {
     /// Those that packets under way may still look at.
     leaving_pages: Vec<u32>,
     kinds: Kinds,
-    /// All bindings that stand have been inserted.
+    /// All bindings that stand have been inserted. Until then, what has not been may be bound all the same.
     is_settled: bool,
 }
 
@@ -179,7 +103,7 @@ impl Express {
             directory: arrays.directory,
             pages: arrays.pages,
             seats: arrays.seats,
-            inbound: Blocks::new::<InboundEntry>(arrays.inbound, UNBOUND_BLOCK + 1..count),
+            inbound: Blocks::new::<InboundEntry>(arrays.inbound, 1..count),
             outbound: Blocks::new::<Outbound>(arrays.outbound, 1..count),
             page_of: BTreeMap::new(),
             free_pages: (FIRST_PAGE..pages).collect(),
@@ -187,18 +111,15 @@ impl Express {
             kinds,
             is_settled: false,
         };
-        for address in addresses(0) {
-            express.inbound.write(UNBOUND_BLOCK, address, bytemuck::cast([0, InboundEntry::POOLED]));
-        }
-        express.write_places(SPECIAL_PAGE, |_| Place { inbound: SPECIAL, outbound: SPECIAL });
-        express.write_places(UNBOUND_PAGE, |_| Place { inbound: UNBOUND_BLOCK, outbound: 0 });
+        let special = Place { inbound: SPECIAL, outbound: SPECIAL, ..Place::default() };
+        express.write_places(SPECIAL_PAGE, |_| special);
+        express.write_places(UNBOUND_PAGE, |_| Place { inbound: SPECIAL, vacant: ALL, ..Place::default() });
         for upper in 0..=u16::MAX {
             let page = express.page(upper);
             if express.free_pages.remove(&page) {
                 express.page_of.insert(upper, page);
                 for third in thirds(upper) {
-                    let place = express.pages.read(place_at(page, third));
-                    let Place { inbound, outbound } = bytemuck::cast(place);
+                    let Place { inbound, outbound, .. } = express.written(page, third);
                     express.inbound.adopt(third, inbound);
                     express.outbound.adopt(third, outbound);
                 }
@@ -209,6 +130,7 @@ impl Express {
 
     /// All bindings that stand are inserted once more: until [`settle`](Self::settle) nothing is taken for one that does.
     pub(super) fn begin_anew(&mut self) {
+        self.is_settled = false;
         for blocks in [&mut self.inbound, &mut self.outbound] {
             blocks.of.values_mut().for_each(|block| block.taken = [0; 4]);
         }
@@ -278,6 +200,8 @@ impl Express {
         blocks.write(number, address, entry);
         if is_new {
             self.publish(third(address));
+        } else if direction == Direction::In {
+            self.write_vacancy(address);
         }
     }
 
@@ -295,6 +219,8 @@ impl Express {
         if block.taken == [0; 4] && self.kinds.class(network(third(address))) != Class::Mixed {
             blocks.leave(third(address));
             self.publish(third(address));
+        } else if direction == Direction::In {
+            self.write_vacancy(address);
         }
     }
 
@@ -359,7 +285,7 @@ impl Express {
     fn publish(&mut self, third: u32) {
         let upper = upper(third);
         if let Some(page) = self.page_of.get(&upper) {
-            self.pages.write(place_at(*page, third), bytemuck::cast(self.place(third)));
+            self.write_place(*page, third, self.place(third));
         } else {
             self.make_page(upper);
         }
@@ -379,15 +305,47 @@ impl Express {
 
     /// What is said of a /24.
     fn place(&self, third: u32) -> Place {
-        let inbound = self.inbound.of.get(&third).map(|block| block.number);
+        let class = self.kinds.class(network(third));
+        let inbound = self.inbound.of.get(&third);
+        let taken = inbound.map_or([0; 4], |block| block.taken);
+        let is_special = class != Class::Stranger;
         Place {
-            inbound: inbound.unwrap_or_else(|| match self.kinds.class(network(third)) {
-                Class::Stranger => 0,
-                Class::Pooled => UNBOUND_BLOCK,
-                Class::Special | Class::Mixed => SPECIAL,
-            }),
+            inbound: inbound.map_or(if is_special { SPECIAL } else { 0 }, |block| block.number),
             outbound: self.outbound.of.get(&third).map_or(0, |block| block.number),
+            vacant: self.vacant(third, class, taken),
+            ..Place::default()
         }
+    }
+
+    /// Which addresses of a /24 are in a pool, and not bound.
+    fn vacant(&self, third: u32, class: Class, taken: [u64; 4]) -> [u64; 4] {
+        let mut pooled = match class {
+            _ if !self.is_settled => return [0; 4],
+            Class::Stranger | Class::Special => return [0; 4],
+            Class::Pooled => ALL,
+            Class::Mixed => {
+                let mut pooled = [0; 4];
+                for (word, bit) in addresses(third).filter(|at| self.kinds.is_pooled(*at)).map(bit_of) {
+                    pooled[word] |= bit;
+                }
+                pooled
+            }
+        };
+        pooled.iter_mut().zip(taken).for_each(|(pooled, taken)| *pooled &= !taken);
+        pooled
+    }
+
+    /// Makes known whether an address of a /24 with a block of its own is in a pool and not bound.
+    fn write_vacancy(&self, address: Ipv4Addr) {
+        let third = third(address);
+        let Some((page, block)) = self.page_of.get(&upper(third)).zip(self.inbound.of.get(&third)) else {
+            return;
+        };
+        let is_vacant = self.is_settled && !block.is_taken(address) && self.kinds.is_pooled(address);
+        let (word, bit) = bit_of(address);
+        let at = place_at(*page, third) + VACANT + word;
+        let bits = self.pages.read(at);
+        self.pages.write(at, if is_vacant { bits | bit } else { bits & !bit });
     }
 
     fn is_mixed(&self, upper: u16) -> bool {
@@ -406,8 +364,22 @@ impl Express {
 
     fn write_places(&self, page: u32, place: impl Fn(u32) -> Place) {
         for at in 0..COUNT {
-            self.pages.write(place_at(page, at), bytemuck::cast(place(at)));
+            self.write_place(page, at, place(at));
         }
+    }
+
+    fn write_place(&self, page: u32, third: u32, place: Place) {
+        let numbers: [u64; PLACE] = bytemuck::cast(place);
+        // What is bound is not vacant any more before its block is known, which comes first.
+        for (at, number) in numbers.into_iter().enumerate().rev() {
+            self.pages.write(place_at(page, third) + at, number);
+        }
+    }
+
+    /// What a page says of a /24.
+    fn written(&self, page: u32, third: u32) -> Place {
+        let numbers: [u64; PLACE] = std::array::from_fn(|at| self.pages.read(place_at(page, third) + at));
+        bytemuck::cast(numbers)
     }
 
     fn page(&self, upper: u16) -> u32 {
@@ -437,7 +409,6 @@ fn key(half: Half) -> Option<(Direction, Ipv4Addr)> {
 /// The first number of the entry of an address that is not bound.
 fn unbound(direction: Direction, address: Ipv4Addr, kinds: &Kinds) -> u64 {
     let state = match direction {
-        Direction::In if kinds.is_pooled(address) => InboundEntry::POOLED,
         Direction::In if kinds.is_stranger(address) => InboundEntry::STRANGER,
         Direction::In | Direction::Out => 0,
     };
@@ -473,9 +444,15 @@ fn thirds(upper: u16) -> impl Iterator<Item = u32> {
     (0..COUNT).map(move |at| u32::from(upper) << 8 | at)
 }
 
-/// Where in the memory of the pages what is said of a /24 stands.
+/// Where in the memory of the pages what is said of a /24 begins.
 fn place_at(page: u32, third: u32) -> usize {
-    page as usize * ENTRIES + third as usize % ENTRIES
+    (page as usize * ENTRIES + third as usize % ENTRIES) * PLACE
+}
+
+/// Which bit of 256 is an address's, and in which of their four numbers.
+fn bit_of(address: Ipv4Addr) -> (usize, u64) {
+    let last = address.octets()[3];
+    (usize::from(last / 64), 1 << (last % 64))
 }
 
 fn seat_at(ifindex: u32) -> usize {

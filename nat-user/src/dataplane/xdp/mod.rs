@@ -136,9 +136,10 @@ impl XdpDataplane {
             meters: model::meters(config.max_bindings),
             slow_path_interval: NANOSECONDS / config.slow_path.rate,
             ..match standing.first() {
-                Some(earliest) => Node { padding: 0, ..earliest.node },
+                Some(earliest) => earliest.node,
                 None => Node {
                     all_send_redirects_before: sysctls::all_send_redirects()?,
+                    ip_no_pmtu_disc_before: sysctls::ip_no_pmtu_disc()?,
                     directories_made,
                     id: drawn()?,
                     ..Node::default()

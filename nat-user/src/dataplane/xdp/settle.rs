@@ -37,6 +37,7 @@ impl XdpDataplane {
         let is_left = matches!(are_others, Ok(true));
         note("what the program knows of addresses was otherwise, and is written again", are_others);
         note("sysctl all.send_redirects set again", sysctls::set_all_send_redirects(0));
+        note("sysctl ip_no_pmtu_disc set again", sysctls::harden_path_mtus());
         if is_left {
             // What the arrays have given up may be used again.
             findings.note(self.quiesce().map(|()| None));

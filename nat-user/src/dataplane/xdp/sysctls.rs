@@ -1,9 +1,11 @@
-//! Settings of the kernel's own IPv4 stack (`net.ipv4.conf.*`) that the datapath leans on.
+//! Settings of the kernel's own IPv4 stack (`net.ipv4.*`) that the datapath leans on.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::Path;
 
 use anyhow::Context as _;
+
+const ALL_SETTINGS: &str = "/proc/sys/net/ipv4";
 
 /// The pseudo-interface whose settings are combined with each interface's own.
 const ALL: &str = "all";
@@ -20,23 +22,35 @@ const SEND_REDIRECTS: &str = "send_redirects";
 const STRICT: u8 = 1;
 const LOOSE: u8 = 2;
 
+/// What the kernel makes of an ICMP error to the node itself that tells of a smaller path MTU. The FIB that the program asks goes by
+/// that for packets on their way, too, though the kernel's own forwarding does not (`ip_forward_use_pmtu`). As the kernel comes,
+/// anybody can so make the node refuse everybody's packets to somebody: an error about an echo reply that was never sent is believed.
+const IP_NO_PMTU_DISC: &str = "ip_no_pmtu_disc";
+/// Only TCP and SCTP are believed, which check what the error quotes (kernel: `icmp_tag_validation()`)...
+const HARDENED: u8 = 3;
+/// ...or nobody is.
+const DEAF: u8 = 2;
+
 /// What an interface has: forwarding, `rp_filter`, `send_redirects`.
 pub(super) fn of(interface: &str) -> anyhow::Result<[u8; 3]> {
-    Ok([read(interface, FORWARDING)?, read(interface, RP_FILTER)?, read(interface, SEND_REDIRECTS)?])
+    let [forwarding, rp_filter, send_redirects] =
+        [FORWARDING, RP_FILTER, SEND_REDIRECTS].map(|key| read(&of_interface(interface, key)));
+    Ok([forwarding?, rp_filter?, send_redirects?])
 }
 
 /// Makes the kernel finish what the program hands to it, and forward. Answers which settings were other ones.
 pub(super) fn open(interface: &str) -> anyhow::Result<Vec<&'static str>> {
     let mut changed = Vec::new();
     // The larger of both counts.
-    if read(interface, RP_FILTER)?.max(read(ALL, RP_FILTER)?) == STRICT {
-        write(interface, RP_FILTER, LOOSE)?;
+    let rp_filter = of_interface(interface, RP_FILTER);
+    if read(&rp_filter)?.max(read(&of_interface(ALL, RP_FILTER))?) == STRICT {
+        write(&rp_filter, LOOSE)?;
         changed.push(RP_FILTER);
     }
-    if write(interface, SEND_REDIRECTS, 0)? {
+    if write(&of_interface(interface, SEND_REDIRECTS), 0)? {
         changed.push(SEND_REDIRECTS);
     }
-    if write(interface, FORWARDING, 1)? {
+    if write(&of_interface(interface, FORWARDING), 1)? {
         changed.push(FORWARDING);
     }
     Ok(changed)
@@ -44,43 +58,61 @@ pub(super) fn open(interface: &str) -> anyhow::Result<Vec<&'static str>> {
 
 /// Turns forwarding off: where the program does not run, the kernel would let private addresses out.
 pub(super) fn close(interface: &str) -> anyhow::Result<()> {
-    write(interface, FORWARDING, 0).map(drop)
+    write(&of_interface(interface, FORWARDING), 0).map(drop)
 }
 
 /// Puts back what [`of`] found.
 pub(super) fn restore(interface: &str, before: [u8; 3]) -> anyhow::Result<()> {
     let keys = [FORWARDING, RP_FILTER, SEND_REDIRECTS].into_iter().zip(before);
     // Each of them, whether or not another fails.
-    keys.map(|(key, value)| write(interface, key, value).map(drop)).fold(Ok(()), Result::and)
+    keys.map(|(key, value)| write(&of_interface(interface, key), value).map(drop)).fold(Ok(()), Result::and)
 }
 
 /// Whether `send_redirects` is on for all interfaces, whatever their own settings.
 pub(super) fn all_send_redirects() -> anyhow::Result<u8> {
-    read(ALL, SEND_REDIRECTS)
+    read(&of_interface(ALL, SEND_REDIRECTS))
 }
 
 /// Leaves redirects to each interface's own setting, or not. Answers whether it was otherwise.
 pub(super) fn set_all_send_redirects(value: u8) -> anyhow::Result<bool> {
-    write(ALL, SEND_REDIRECTS, value)
+    write(&of_interface(ALL, SEND_REDIRECTS), value)
 }
 
-fn path(interface: &str, key: &str) -> PathBuf {
-    ["/proc/sys/net/ipv4/conf", interface, key].iter().collect()
+/// What `net.ipv4.ip_no_pmtu_disc` is.
+pub(super) fn ip_no_pmtu_disc() -> anyhow::Result<u8> {
+    read(IP_NO_PMTU_DISC)
 }
 
-fn read(interface: &str, key: &str) -> anyhow::Result<u8> {
-    let path = path(interface, key);
+/// Keeps others from telling the node of path MTUs that are not so. Answers whether they could.
+pub(super) fn harden_path_mtus() -> anyhow::Result<bool> {
+    if [HARDENED, DEAF].contains(&ip_no_pmtu_disc()?) {
+        return Ok(false);
+    }
+    write(IP_NO_PMTU_DISC, HARDENED)
+}
+
+/// Puts back what [`ip_no_pmtu_disc`] found.
+pub(super) fn restore_ip_no_pmtu_disc(before: u8) -> anyhow::Result<()> {
+    write(IP_NO_PMTU_DISC, before).map(drop)
+}
+
+fn of_interface(interface: &str, key: &str) -> String {
+    format!("conf/{interface}/{key}")
+}
+
+fn read(key: &str) -> anyhow::Result<u8> {
+    let path = Path::new(ALL_SETTINGS).join(key);
     let value = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     value.trim().parse().with_context(|| format!("{} is no small number: {value:?}", path.display()))
 }
 
 /// A value that is there already is not written again: the file may be read-only in a container. Answers whether there
 /// was another one.
-fn write(interface: &str, key: &str, value: u8) -> anyhow::Result<bool> {
-    if read(interface, key)? == value {
+fn write(key: &str, value: u8) -> anyhow::Result<bool> {
+    if read(key)? == value {
         return Ok(false);
     }
-    let path = path(interface, key);
+    let path = Path::new(ALL_SETTINGS).join(key);
     fs::write(&path, value.to_string())
         .with_context(|| format!("cannot write {value} to {}", path.display()))?;
     Ok(true)

@@ -81,8 +81,9 @@ pub(super) fn remove(
         return findings.ended();
     }
     if let Some(first) = open.first() {
-        let before = first.node.all_send_redirects_before;
-        findings.check(sysctls::set_all_send_redirects(before).map(drop));
+        let node = first.node;
+        findings.check(sysctls::set_all_send_redirects(node.all_send_redirects_before).map(drop));
+        findings.check(sysctls::restore_ip_no_pmtu_disc(node.ip_no_pmtu_disc_before));
     }
     let made = open.iter().map(|generation| generation.node.directories_made).max();
     for generation in &generations {

@@ -19,7 +19,7 @@ fn arrays(count: u32) -> Arrays {
     let block = |stride: usize| Numbers::in_memory(count as usize * ENTRIES * stride);
     Arrays {
         directory: Numbers::in_memory((usize::from(u16::MAX) + 1) / 4),
-        pages: Numbers::in_memory(PAGES as usize * ENTRIES),
+        pages: Numbers::in_memory(PAGES as usize * ENTRIES * PLACE),
         seats: Numbers::in_memory(SEATS * 2),
         inbound: block(4),
         outbound: block(1),
@@ -29,11 +29,7 @@ fn arrays(count: u32) -> Arrays {
 impl Express {
     fn reads_place(&self, address: Ipv4Addr) -> Place {
         let page = self.page(upper(third(address)));
-        if page == 0 {
-            Place::default()
-        } else {
-            bytemuck::cast(self.pages.read(place_at(page, third(address))))
-        }
+        if page == 0 { Place::default() } else { self.written(page, third(address)) }
     }
 
     fn reads(blocks: &Blocks, block: u32, address: Ipv4Addr) -> Option<[u32; 2]> {
@@ -42,8 +38,11 @@ impl Express {
     }
 
     fn finds_inbound(&self, address: Ipv4Addr) -> Found {
-        match Self::reads(&self.inbound, self.reads_place(address).inbound, address) {
-            Some([0, InboundEntry::POOLED]) => Found::Unbound,
+        let place = self.reads_place(address);
+        if place.is_vacant(address.octets()[3]) {
+            return Found::Unbound;
+        }
+        match Self::reads(&self.inbound, place.inbound, address) {
             Some([0, _]) | None => Found::Unknown,
             Some([private_ip, meter]) => Found::Bound(private_ip.to_ne_bytes().into(), meter),
         }
@@ -56,9 +55,8 @@ impl Express {
 
     fn takes_for_a_stranger(&self, address: Ipv4Addr) -> bool {
         let place = self.reads_place(address);
-        place == Place::default()
-            || place.outbound == 0
-                && Self::reads(&self.inbound, place.inbound, address) == Some([0, InboundEntry::STRANGER])
+        let entry = Self::reads(&self.inbound, place.inbound, address);
+        place.outbound == 0 && (place.inbound == 0 || entry == Some([0, InboundEntry::STRANGER]))
     }
 }
 
