@@ -13,7 +13,7 @@
 use core::arch::asm;
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT};
+use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
 use aya_ebpf::bindings::{TC_ACT_OK, bpf_fib_lookup as FibLookup};
 use aya_ebpf::helpers::{bpf_fib_lookup, bpf_get_smp_processor_id, bpf_redirect};
 use aya_ebpf::macros::{classifier, map, xdp};
@@ -86,12 +86,38 @@ fn pass(_: XdpContext) -> u32 {
     XDP_PASS
 }
 
-/// Drops what the generator has made, and leaves all else to the kernel.
+/// The port that the generator sends to.
+const PORT: [u8; 2] = [0, 9];
+
+/// Drops what the generator has made, and what is answered to that, which it counts; leaves all else to the kernel.
 #[xdp]
 fn sieve(ctx: XdpContext) -> u32 {
+    let (Some(came), Some(frame)) = (CAME.get_ptr_mut(0), frame(&ctx)) else { return XDP_PASS };
+    if !is_udp(frame) {
+        return XDP_PASS;
+    }
+    if frame[34..36] == PORT {
+        // SAFETY: as in `count`.
+        unsafe { (*came)[0] += 1 }
+        return XDP_DROP;
+    }
+    if frame[36..38] == PORT { XDP_DROP } else { XDP_PASS }
+}
+
+/// Sends what the generator has made back to whom it came from, and leaves all else to the kernel.
+#[xdp]
+fn answer(ctx: XdpContext) -> u32 {
     let Some(frame) = frame(&ctx) else { return XDP_PASS };
-    let is_made = frame[12..15] == [8, 0, 0x45] && frame[23] == 17 && frame[36..38] == [0, 9];
-    if is_made { XDP_DROP } else { XDP_PASS }
+    if !is_udp(frame) || frame[36..38] != PORT {
+        return XDP_PASS;
+    }
+    // MAC addresses, addresses, ports; no checksum is another one then.
+    for (one, other, length) in [(0, 6, 6), (26, 30, 4), (34, 36, 2)] {
+        for at in 0..length {
+            frame.swap(one + at, other + at);
+        }
+    }
+    XDP_TX
 }
 
 /// Counts what has come, and drops it.
@@ -99,7 +125,7 @@ fn sieve(ctx: XdpContext) -> u32 {
 fn count(ctx: XdpContext) -> u32 {
     let (Some(came), Some(frame)) = (CAME.get_ptr_mut(0), frame(&ctx)) else { return XDP_DROP };
     // Hosts speak of themselves, too.
-    if frame[12..15] != [8, 0, 0x45] || frame[23] != 17 {
+    if !is_udp(frame) {
         return XDP_DROP;
     }
     let address = |at: usize| u32::from_be_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]);
@@ -132,7 +158,7 @@ static COUNTERS: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(1, 0);
 #[xdp]
 fn nat(ctx: XdpContext) -> u32 {
     let Some(frame) = frame(&ctx) else { return XDP_PASS };
-    if frame[12..15] != [8, 0, 0x45] || frame[23] != 17 {
+    if !is_udp(frame) {
         return XDP_PASS;
     }
     let at = if set(&IS_SOURCE) == 0 { 30 } else { 26 };
@@ -256,6 +282,12 @@ fn frame(ctx: &XdpContext) -> Option<&mut [u8; FRAME_LEN]> {
     }
     // SAFETY: the bytes lie within the frame, whose memory is this program's alone, and each program asks for it once.
     Some(unsafe { &mut *(start as *mut [u8; FRAME_LEN]) })
+}
+
+/// Whether it is UDP in IPv4 without options.
+#[inline(always)]
+fn is_udp(frame: &[u8; FRAME_LEN]) -> bool {
+    frame[12..15] == [8, 0, 0x45] && frame[23] == 17
 }
 
 /// The sum of some bytes, folded.
