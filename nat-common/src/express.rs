@@ -23,8 +23,8 @@ pub trait Known {
     fn inbound(&mut self, public_ip: Addr) -> Public;
     /// The binding of a private address of tenant 0.
     fn outbound(&mut self, private_ip: Addr) -> Option<Outbound>;
-    /// The next hop to a stranger.
-    fn next_hop(&mut self, destination: Addr) -> Option<Adjacency>;
+    /// The next hop to a stranger, and for whom it is [marked](Adjacency::mark).
+    fn next_hop(&mut self, destination: Addr) -> Option<(Addr, Adjacency)>;
     /// The generation of next hops that holds; 0 if none does.
     fn generation(&mut self) -> u32;
     /// Adds a forwarded packet to a meter.
@@ -93,6 +93,8 @@ struct Leg {
     new: Addr,
     meter: u32,
     adjacency: Adjacency,
+    /// For whom that is marked.
+    whose: Addr,
 }
 
 #[inline(always)]
@@ -115,25 +117,27 @@ fn attempt<F: Frame + ?Sized, K: Known>(frame: &mut F, ifindex: u32, known: &mut
             new: entry.private_ip,
             meter: entry.meter,
             adjacency: entry.adjacency,
+            whose: entry.private_ip,
         }
     } else if seat.role == Port::DOWNLINK {
         let out = known.outbound(packet.source)?;
         if out.eip == [0; 4] || !known.is_stranger(packet.destination) {
             return None;
         }
+        let (whose, adjacency) = known.next_hop(packet.destination)?;
         Leg {
             direction: Direction::Out,
             old: packet.source,
             new: out.eip,
             meter: out.meter,
-            adjacency: known.next_hop(packet.destination)?,
+            adjacency,
+            whose,
         }
     } else {
         return None;
     };
-    let to = if matches!(leg.direction, Direction::In) { leg.new } else { packet.destination };
     let generation = known.generation();
-    if generation == 0 || !leg.adjacency.carries(to, packet.length, generation) {
+    if generation == 0 || !leg.adjacency.carries(leg.whose, packet.length, generation) {
         return None;
     }
     rewrite(frame, &packet, &leg)?;

@@ -10,8 +10,7 @@ use aya_ebpf::maps::Array;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::macro_support::{Level, level_enabled};
 use nat_common::abi::express::{
-    Adjacency, ENTRIES, Front, InboundEntry, NEXT_HOPS as NEXT_HOPS_OF_CPU, NextHop, PAGES as PAGE_COUNT,
-    Place, Seat,
+    Adjacency, ENTRIES, Front, InboundEntry, NEXT_HOPS_LANE, NextHop, PAGES as PAGE_COUNT, Place, Seat,
 };
 use nat_common::abi::{Addr, Outbound};
 use nat_common::express::{self, Known, Outcome, Public};
@@ -138,10 +137,11 @@ impl Known for Arrays {
     }
 
     #[inline(always)]
-    fn next_hop(&mut self, destination: Addr) -> Option<Adjacency> {
+    fn next_hop(&mut self, destination: Addr) -> Option<(Addr, Adjacency)> {
+        let (whose, next_hop) = next_hop(self.front, destination)?;
         // SAFETY: the element is in this CPU's lane.
-        let next_hop = unsafe { *next_hop(destination)? };
-        (next_hop.address == destination).then_some(next_hop.adjacency)
+        let next_hop = unsafe { *next_hop };
+        (next_hop.address == whose).then_some((whose, next_hop.adjacency))
     }
 
     #[inline(always)]
@@ -199,9 +199,14 @@ fn inbound(front: *mut Front, public_ip: Addr) -> Option<*mut InboundEntry> {
     Some(at(block, public_ip[3].into()))
 }
 
+/// Where the next hop to a destination is remembered, and whose that is.
 #[inline(always)]
-fn next_hop(destination: Addr) -> Option<*mut NextHop> {
-    NEXT_HOPS.get_ptr_mut(maps::lane() * NEXT_HOPS_OF_CPU + NextHop::place(destination))
+fn next_hop(front: *mut Front, destination: Addr) -> Option<(Addr, *mut NextHop)> {
+    let upper = u16::from_be_bytes([destination[0], destination[1]]);
+    // SAFETY: as in `place`.
+    let covering = unsafe { *at(&raw mut (*front).covering, upper) };
+    let (place, whose) = NextHop::whose(destination, covering);
+    Some((whose, NEXT_HOPS.get_ptr_mut(maps::lane() * NEXT_HOPS_LANE + place)?))
 }
 
 /// Remembers a next hop to `to`; `generation`: the one that held before the FIB was asked. `public_ip`: the address by which a VM is
@@ -211,6 +216,7 @@ pub(crate) fn learn(to: Addr, public_ip: Option<Addr>, egress: &Egress, mtu: u16
     if generation == 0 {
         return;
     }
+    let Some(front) = maps::front() else { return };
     let mut adjacency = Adjacency {
         generation,
         ifindex: egress.ifindex,
@@ -219,33 +225,28 @@ pub(crate) fn learn(to: Addr, public_ip: Option<Addr>, egress: &Egress, mtu: u16
         source: egress.source,
         mtu,
     };
-    adjacency.check = adjacency.mark(to);
     if let Some(public_ip) = public_ip {
-        if let Some(entry) = maps::front().and_then(|front| inbound(front, public_ip)) {
+        adjacency.check = adjacency.mark(to);
+        if let Some(entry) = inbound(front, public_ip) {
             // SAFETY: another CPU may write at the same time, or the daemon: the mark tells.
-            unsafe { remember(&raw mut (*entry).adjacency, adjacency) };
+            let known = unsafe { &mut (*entry).adjacency };
+            // Only what is new is written: packets that the pipeline judges on many CPUs would else take the entry from each other.
+            let is_known = known.check == adjacency.check
+                && (known.generation, known.ifindex) == (adjacency.generation, adjacency.ifindex);
+            if !is_known {
+                *known = adjacency;
+            }
         }
-    } else if let Some(next_hop) = next_hop(to) {
+    } else if let Some((whose, next_hop)) = next_hop(front, to) {
+        adjacency.check = adjacency.mark(whose);
         // SAFETY: the element is in this CPU's lane.
-        unsafe {
-            (*next_hop).address = to;
-            remember(&raw mut (*next_hop).adjacency, adjacency);
+        let next_hop = unsafe { &mut *next_hop };
+        // What many have in common is not learned again from each of them: of a route to some of them that has just come the daemon
+        // may not have been told yet.
+        let stands =
+            whose != to && next_hop.address == whose && next_hop.adjacency.carries(whose, 0, generation);
+        if !stands {
+            *next_hop = NextHop { address: whose, padding: 0, adjacency };
         }
-    }
-}
-
-/// Writes only what is new: packets that the pipeline judges on many CPUs would else take the entry from each other.
-///
-/// # Safety
-/// The place must be a map's.
-#[inline(always)]
-unsafe fn remember(place: *mut Adjacency, adjacency: Adjacency) {
-    // SAFETY: the caller's.
-    let known = unsafe { &mut *place };
-    // The mark is over all the rest.
-    let is_known = known.check == adjacency.check
-        && (known.generation, known.ifindex) == (adjacency.generation, adjacency.ifindex);
-    if !is_known {
-        *known = adjacency;
     }
 }

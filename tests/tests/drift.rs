@@ -87,10 +87,6 @@ fn index_of(bed: &Bed, interface: &str) -> Result<u32> {
     Ok(u32::try_from(links[0]["ifindex"].as_u64().context("no index")?)?)
 }
 
-fn map(bed: &Bed, name: &str) -> Result<MapData> {
-    Ok(MapData::from_pin(pin(bed, "maps_1").join(name))?)
-}
-
 #[test]
 fn where_nothing_drifts_nothing_is_repaired() -> Result<()> {
     for (topology, mode) in
@@ -123,7 +119,7 @@ fn an_interface_goes_and_comes_back() -> Result<()> {
                 pins(bed.daemon.config())?.into_iter().filter(|pin| pin.starts_with("link_")).collect();
             assert_eq!(links.len(), 2, "a link of the old interface stays: {links:?}");
             let ports: HashMap<_, u32, [u8; size_of::<Port>()]> =
-                Map::HashMap(map(bed, "PORTS")?).try_into()?;
+                Map::HashMap(bed.map("PORTS")?).try_into()?;
             assert!(ports.get(&before, 0).is_err(), "the old interface is still known");
             assert_eq!(bed.lab.programs()?.len(), 2);
             Ok(())
@@ -296,10 +292,10 @@ fn entries_of_the_maps_are_changed() -> Result<()> {
     Bed::run(Setup::default(), |bed| {
         let index = index_of(bed, "dn0")?;
         let mut ports: HashMap<_, u32, [u8; size_of::<Port>()]> =
-            Map::HashMap(map(bed, "PORTS")?).try_into()?;
-        let mut egress: DevMapHash<_> = Map::DevMapHash(map(bed, "EGRESS")?).try_into()?;
-        let mut addresses: LpmTrie<_, [u8; 4], u32> = Map::LpmTrie(map(bed, "ADDRESSES")?).try_into()?;
-        let mut node: Array<_, [u8; size_of::<Node>()]> = Map::Array(map(bed, "NODE")?).try_into()?;
+            Map::HashMap(bed.map("PORTS")?).try_into()?;
+        let mut egress: DevMapHash<_> = Map::DevMapHash(bed.map("EGRESS")?).try_into()?;
+        let mut addresses: LpmTrie<_, [u8; 4], u32> = Map::LpmTrie(bed.map("ADDRESSES")?).try_into()?;
+        let mut node: Array<_, [u8; size_of::<Node>()]> = Map::Array(bed.map("NODE")?).try_into()?;
 
         ports.remove(&index)?;
         mended(bed)?;
@@ -338,7 +334,7 @@ type OutboundMap = HashMap<MapData, [u8; size_of::<OutboundKey>()], [u8; size_of
 
 /// The maps of bindings.
 fn bindings(bed: &Bed) -> Result<(InboundMap, OutboundMap)> {
-    let open = |name| Ok::<_, anyhow::Error>(Map::HashMap(map(bed, name)?));
+    let open = |name| Ok::<_, anyhow::Error>(Map::HashMap(bed.map(name)?));
     Ok((open("INBOUND")?.try_into()?, open("OUTBOUND")?.try_into()?))
 }
 

@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use aya::maps::{Array, Map, MapData};
+use anyhow::{Result, ensure};
+use aya::maps::{Array, Map};
 use nat_common::abi::express::{Adjacency, ENTRIES, Front, InboundEntry, NextHop, Routing};
 use nat_common::abi::map;
 use rustix::process::{Pid, Signal, kill_process};
@@ -52,17 +52,9 @@ const OTHER_MAC: &str = "02:00:00:00:77:01";
 
 /// How many next hops the program remembers, in the entries of public addresses and by destination, of the present generation.
 fn remembered(bed: &Bed) -> Result<[usize; 2]> {
-    let pins = &bed.daemon.config().pin_path;
-    let map = |name: &str| -> Result<Map> {
-        let directories = std::fs::read_dir(pins)?.filter_map(Result::ok).map(|entry| entry.path());
-        let pin = directories.map(|dir| dir.join(name)).find(|pin| pin.exists());
-        Ok(Map::Array(MapData::from_pin(pin.with_context(|| format!("no map {name} is pinned"))?)?))
-    };
-    let front: Array<_, [u8; size_of::<Front>()]> = map(map::FRONT)?.try_into()?;
-    let routing = &front.get(&0, 0)?[offset_of!(Front, routing)..][..size_of::<Routing>()];
-    let generation = bytemuck::pod_read_unaligned::<Routing>(routing).generation;
+    let generation = bed.front::<Routing>(offset_of!(Front, routing))?.generation;
     let is_present = |adjacency: Adjacency| adjacency.generation == generation;
-    let blocks: Array<_, [u8; BLOCK]> = map(map::INBOUND_BLOCKS)?.try_into()?;
+    let blocks: Array<_, [u8; BLOCK]> = Map::Array(bed.map(map::INBOUND_BLOCKS)?).try_into()?;
     let mut inbound = 0;
     for block in blocks.iter() {
         let entries = block?;
@@ -70,7 +62,7 @@ fn remembered(bed: &Bed) -> Result<[usize; 2]> {
             entries.chunks_exact(size_of::<InboundEntry>()).map(bytemuck::pod_read_unaligned::<InboundEntry>);
         inbound += entries.filter(|entry| is_present(entry.adjacency)).count();
     }
-    let hops: Array<_, [u8; size_of::<NextHop>()]> = map(map::NEXT_HOPS)?.try_into()?;
+    let hops: Array<_, [u8; size_of::<NextHop>()]> = Map::Array(bed.map(map::NEXT_HOPS)?).try_into()?;
     let mut outbound = 0;
     for hop in hops.iter() {
         outbound += usize::from(is_present(bytemuck::pod_read_unaligned::<NextHop>(&hop?).adjacency));
@@ -96,6 +88,33 @@ fn next_hops_are_remembered() -> Result<()> {
         sleep(FOLLOWS);
         ensure!(ping(&bed.lab.internet, EIP1, 3, &[])?.received == 3);
         ensure!(remembered(bed)?[0] == 1);
+        Ok(())
+    })
+}
+
+#[test]
+fn destinations_behind_one_gateway_have_one_next_hop_in_common() -> Result<()> {
+    Bed::run(Setup::default(), |bed| {
+        let cpus = std::thread::available_parallelism()?.get();
+        let many: Vec<_> = (20..60).map(|last| Ipv4Addr::new(192, 0, 2, last)).collect();
+        let ping_all = || -> Result<()> {
+            for address in &many {
+                ensure!(ping(&bed.lab.vm1, *address, 1, &[])?.received == 1, "{address}");
+            }
+            Ok(())
+        };
+        bed.lab
+            .internet
+            .ip(&many.iter().map(|address| format!("address add {address}/32 dev lo")).collect::<Vec<_>>())?;
+        ping_all()?;
+        let [_, outbound] = remembered(bed)?;
+        ensure!((1..=cpus).contains(&outbound), "{outbound} next hops");
+        // Some of those addresses might take another way from now on.
+        bed.lab.node.ip(&[format!("route add 192.0.2.32/28 via {INTERNET}")])?;
+        sleep(FOLLOWS);
+        ping_all()?;
+        let [_, outbound] = remembered(bed)?;
+        ensure!(outbound >= many.len(), "{outbound} next hops");
         Ok(())
     })
 }

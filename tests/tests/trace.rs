@@ -11,10 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
-use aya::maps::{Array, Map, MapData};
-use bytemuck::pod_read_unaligned;
 use nat_common::abi::express::Front;
-use nat_common::abi::map;
 use nat_common::abi::trace::Settings;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -278,13 +275,7 @@ fn a_burst_within_the_rate_is_shown_as_a_whole() -> Result<()> {
 
 /// The settings of the trace, in the program's maps.
 fn settings(bed: &Bed) -> Result<Settings> {
-    let generations = std::fs::read_dir(&bed.daemon.config().pin_path)?;
-    let mut maps =
-        generations.filter_map(|entry| Some(entry.ok()?.path().join(map::FRONT))).filter(|pin| pin.exists());
-    let pin = maps.next().context("no map")?;
-    let front = Array::<_, [u8; size_of::<Front>()]>::try_from(Map::Array(MapData::from_pin(pin)?))?;
-    let front = front.get(&0, 0)?;
-    Ok(pod_read_unaligned(&front[offset_of!(Front, trace)..][..size_of::<Settings>()]))
+    bed.front(offset_of!(Front, trace))
 }
 
 #[test]

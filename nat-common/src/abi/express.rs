@@ -27,6 +27,12 @@ pub const SPECIAL: u32 = u32::MAX;
 /// Next hops that a CPU remembers by destination; a power of two.
 pub const NEXT_HOPS: u32 = 4096;
 
+/// Routes that cover a /16 and have a next hop of their own, and one that stands for none.
+pub const COVERING: u32 = 256;
+
+/// How many next hops a CPU remembers in all.
+pub const NEXT_HOPS_LANE: u32 = NEXT_HOPS + COVERING;
+
 /// Interfaces that are found without a hash; a power of two.
 pub const SEATS: usize = 256;
 
@@ -45,6 +51,8 @@ pub struct Front {
     pub seats: [Seat; SEATS],
     /// Upper half of an address (host byte order) -> page.
     pub directory: [u16; DIRECTORY],
+    /// The same -> the number of the route that leads to all those addresses, by one next hop; 0: each has a next hop of its own.
+    pub covering: [u8; DIRECTORY],
 }
 
 /// What is known of 256 addresses. Element of a page, and a line of the cache.
@@ -134,11 +142,11 @@ impl InboundEntry {
     pub const STRANGER: u32 = 1;
 }
 
-/// The next hop to an address outside. Element of [`map::NEXT_HOPS`](super::map::NEXT_HOPS), which the program writes.
+/// The next hop to addresses outside. Element of [`map::NEXT_HOPS`](super::map::NEXT_HOPS), which the program writes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct NextHop {
-    /// The address.
+    /// [`NextHop::whose`] it is.
     pub address: Addr,
     /// Zero.
     pub padding: u32,
@@ -147,12 +155,18 @@ pub struct NextHop {
 }
 
 impl NextHop {
-    /// The place in a CPU's lane for an address.
+    /// The place in a CPU's lane for a destination, and whose next hop stands there: that of the destination, or of the route that
+    /// covers it, whose number stands for an address then.
     #[inline(always)]
     #[must_use]
-    pub const fn place(address: Addr) -> u32 {
-        // Multiplicative hashing by the golden ratio.
-        u32::from_ne_bytes(address).wrapping_mul(0x9e37_79b1) >> (32 - NEXT_HOPS.trailing_zeros())
+    pub const fn whose(destination: Addr, covering: u8) -> (u32, Addr) {
+        if covering == 0 {
+            // Multiplicative hashing by the golden ratio.
+            let hash = u32::from_ne_bytes(destination).wrapping_mul(0x9e37_79b1);
+            (hash >> (32 - NEXT_HOPS.trailing_zeros()), destination)
+        } else {
+            (NEXT_HOPS + covering as u32, [0, 0, 0, covering])
+        }
     }
 }
 
@@ -195,7 +209,7 @@ const _: () = {
     assert!(size_of::<Place>() == 64 && size_of::<Outbound>() == 8 && size_of::<Adjacency>() == 24);
     assert!(size_of::<InboundEntry>() == 32 && size_of::<NextHop>() == 32);
     assert!(size_of::<Seat>() == 16 && size_of::<Routing>() == 16);
-    assert!(size_of::<Front>() == 32 + SEATS * 16 + DIRECTORY * 2);
+    assert!(size_of::<Front>() == 32 + SEATS * 16 + DIRECTORY * 3);
 };
 
 #[cfg(test)]

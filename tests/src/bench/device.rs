@@ -31,6 +31,9 @@ pub(super) enum Kind {
 /// Somebody on the internet.
 const CLIENT: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 
+/// Which bits of their addresses differ where there are many whom VMs talk to.
+const CLIENTS: u32 = 0x00ff_00ff;
+
 /// Packets from there to there, as yet to nobody's MAC address.
 pub(super) const PLAN: Plan = Plan {
     ifindex: 0,
@@ -122,7 +125,7 @@ impl Device {
             (vms, &vm),
             &dummy_out,
             (internet, &wan),
-            Plan { source: vms_first, source_mask: mask, ..plan("dn0")? },
+            Plan { source: vms_first, source_mask: mask, destination_mask: CLIENTS, ..plan("dn0")? },
             Expected {
                 is_source: true,
                 prefix: if kind.translates() { eips } else { vms_first },

@@ -1,6 +1,10 @@
 //! What nearly every end-to-end test begins and ends with.
 
 use anyhow::{Context, Result, ensure};
+use aya::maps::{Array, Map, MapData};
+use bytemuck::Pod;
+use nat_common::abi::express::Front;
+use nat_common::abi::map;
 
 use super::{Config, Daemon, EIP1, EIP2, Flow, INTERNET, Lab, Topology, VM1, VM2, eipnat_binary};
 
@@ -81,6 +85,34 @@ impl Bed {
             ensure!(is == before, "{key} is {is} in place of {before}");
         }
         Ok(())
+    }
+
+    /// A map of the daemon's, of the only generation of them that there is.
+    ///
+    /// # Errors
+    /// When it is not pinned, or there are several.
+    pub fn map(&self, name: &str) -> Result<MapData> {
+        let generations = std::fs::read_dir(&self.daemon.config().pin_path)?;
+        let pins: Vec<_> = generations
+            .filter_map(|entry| Some(entry.ok()?.path().join(name)))
+            .filter(|pin| pin.exists())
+            .collect();
+        ensure!(pins.len() == 1, "{name} is pinned {} times", pins.len());
+        Ok(MapData::from_pin(&pins[0])?)
+    }
+
+    /// A part of map FRONT that begins at a byte of [`Front`].
+    ///
+    /// # Errors
+    /// As [`map`](Self::map), or when it cannot be read.
+    pub fn front<T: Pod>(&self, offset: usize) -> Result<T> {
+        let front = Array::<_, [u8; size_of::<Front>()]>::try_from(Map::Array(self.map(map::FRONT)?))?;
+        let bytes = front.get(&0, 0)?;
+        bytes
+            .get(offset..)
+            .and_then(|rest| rest.get(..size_of::<T>()))
+            .map(bytemuck::pod_read_unaligned)
+            .context("it is not in FRONT")
     }
 
     /// From the internet to a VM, from a VM to the internet, and from a VM to its neighbour's EIP. [`EIP1`] and

@@ -40,6 +40,11 @@ pub(super) fn directory(front: &MapData) -> anyhow::Result<Numbers> {
     part(front, offset_of!(Front, directory), size_of::<[u16; DIRECTORY]>())
 }
 
+/// [`Front::covering`].
+pub(super) fn covering(front: &MapData) -> anyhow::Result<Numbers> {
+    part(front, offset_of!(Front, covering), DIRECTORY)
+}
+
 fn part(front: &MapData, offset: usize, length: usize) -> anyhow::Result<Numbers> {
     Numbers::part(front, offset, length).with_context(|| failed(map::FRONT))
 }

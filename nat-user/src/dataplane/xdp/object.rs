@@ -11,7 +11,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use aya_log::EbpfLogger;
 use aya_obj::programs::XdpAttachType;
 use log::{Level, debug, log_enabled, warn};
-use nat_common::abi::express::NEXT_HOPS;
+use nat_common::abi::express::NEXT_HOPS_LANE;
 use nat_common::abi::{drops, map};
 
 use super::ProgramLogger;
@@ -49,7 +49,7 @@ pub(super) fn load(config: &config::Datapath, maps: &Path) -> anyhow::Result<Ebp
     loader.map_max_entries(map::METERS, meters.saturating_mul(lanes));
     loader.map_max_entries(map::CARRIED_METERS, meters);
     loader.map_max_entries(map::DROPS, drops::LANE * lanes);
-    loader.map_max_entries(map::NEXT_HOPS, NEXT_HOPS * lanes);
+    loader.map_max_entries(map::NEXT_HOPS, NEXT_HOPS_LANE * lanes);
     loader.override_global("METERS_OF_LANE", &meters, true);
     for name in [map::INBOUND_BLOCKS, map::OUTBOUND_BLOCKS] {
         loader.map_max_entries(name, express::blocks(config.max_bindings));

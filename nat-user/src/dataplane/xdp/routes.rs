@@ -4,6 +4,8 @@
 //! this goes on prolonging it: without a daemon, or with one that hangs, the program asks the FIB for each packet. What the kernel
 //! tells nobody of, such as a path MTU that it has learned for itself, counts within a minute: then it is another generation anyway.
 
+mod covering;
+
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, PipeReader, PipeWriter};
 use std::net::IpAddr;
@@ -15,12 +17,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow};
 use aya::maps::MapData;
 use log::{debug, info};
-use nat_common::abi::express::Routing;
+use nat_common::abi::express::{DIRECTORY, Routing};
 use nat_common::abi::map;
-use netlink_packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_APPEND, NetlinkBuffer, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
+use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -28,8 +31,9 @@ use netlink_sys::{Socket, SocketAddr};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
 
+use self::covering::Covering;
 use super::numbers::Numbers;
-use super::{front, netlink};
+use super::{front, netlink, quiesce};
 
 /// How long what is remembered holds.
 const LEASE: Duration = Duration::from_millis(750);
@@ -46,6 +50,9 @@ const GATHERING: Duration = Duration::from_millis(5);
 /// Groups of rtnetlink(7). kernel: `enum rtnetlink_groups`; link, neighbour, IPv4 addresses, routes, rules and settings, next hops.
 const GROUPS: [u32; 7] = [1, 3, 5, 7, 8, 24, 32];
 
+/// kernel: `include/uapi/linux/rtnetlink.h`
+const RTM_NEWROUTE: u16 = 24;
+
 /// The thread that watches.
 #[derive(Debug)]
 pub(super) struct Routes {
@@ -59,9 +66,9 @@ impl Routes {
     pub(super) fn start(maps: &Path) -> Result<Self> {
         let pin = maps.join(map::FRONT);
         let data = MapData::from_pin(&pin).with_context(|| format!("cannot open {}", pin.display()))?;
-        let routing = front::routing(&data)?;
+        let memory = Memory { routing: front::routing(&data)?, covering: front::covering(&data)? };
         let (stopped, stop) = io::pipe()?;
-        let mut watcher = Watcher::new(routing)?;
+        let mut watcher = Watcher::new(memory)?;
         let thread = Builder::new().name("routes".to_owned()).spawn(move || {
             let ended = watcher.run(&stopped);
             watcher.lapse();
@@ -98,9 +105,17 @@ impl Drop for Routes {
 /// A neighbour: interface and address.
 type Neighbour = (u32, IpAddr);
 
+/// What the program reads.
+struct Memory {
+    /// [`Routing`].
+    routing: Numbers,
+    /// Which routes cover a /16, eight numbers in one.
+    covering: Numbers,
+}
+
 struct Watcher {
     socket: Socket,
-    routing: Numbers,
+    memory: Memory,
     generation: u32,
     /// When the next generation begins.
     next: Instant,
@@ -112,10 +127,12 @@ struct Watcher {
     is_told: bool,
     /// The MAC addresses of those that are known.
     neighbours: HashMap<Neighbour, Vec<u8>>,
+    /// None: not known.
+    covering: Option<Covering>,
 }
 
 impl Watcher {
-    fn new(routing: Numbers) -> Result<Self> {
+    fn new(memory: Memory) -> Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind(&SocketAddr::new(0, 0))?;
         for group in GROUPS {
@@ -123,16 +140,17 @@ impl Watcher {
         }
         socket.set_non_blocking(true)?;
         // None is ever used again: not those of a daemon before this one.
-        let generation = bytemuck::cast::<_, Routing>([routing.read(0), routing.read(1)]).generation;
+        let generation = bytemuck::cast::<_, Routing>([0, 1].map(|at| memory.routing.read(at))).generation;
         Ok(Self {
             socket,
-            routing,
+            memory,
             generation,
             next: Instant::now(),
             until: Duration::ZERO,
             is_plain: false,
             is_told: false,
             neighbours: HashMap::new(),
+            covering: None,
         })
     }
 
@@ -153,12 +171,8 @@ impl Watcher {
             if !stop.is_empty() {
                 return Ok(());
             }
-            if !changes.is_empty() && self.take_in()? {
-                self.advance();
-                sleep(GATHERING);
-                // The kernel tells of some changes before it makes them: the FIB may have been asked in between.
-                self.advance();
-                self.next = Instant::now() + RENEWAL;
+            if !changes.is_empty() {
+                self.follow()?;
             }
         }
     }
@@ -166,7 +180,7 @@ impl Watcher {
     /// Nothing that is remembered holds.
     fn lapse(&mut self) {
         self.until = Duration::ZERO;
-        self.routing.write(1, 0);
+        self.memory.routing.write(1, 0);
     }
 
     /// What is remembered holds for some time from now on, during which changes come to be known. It began to before: whatever was
@@ -176,12 +190,18 @@ impl Watcher {
             self.lapse();
             return Ok(());
         }
-        let now = Duration::try_from(clock_gettime(ClockId::Monotonic)).context("the clock is wrong")?;
+        let clock = || Duration::try_from(clock_gettime(ClockId::Monotonic)).context("the clock is wrong");
+        let mut now = clock()?;
+        if now >= self.until {
+            // It was not prolonged in time: what has changed meanwhile is to be known before.
+            self.follow()?;
+            now = clock()?;
+        }
         if now >= self.until || Instant::now() >= self.next {
             self.advance();
         }
         self.until = now + LEASE;
-        self.routing.write(1, u64::try_from(self.until.as_nanos())?);
+        self.memory.routing.write(1, u64::try_from(self.until.as_nanos())?);
         Ok(())
     }
 
@@ -189,10 +209,44 @@ impl Watcher {
         self.next = Instant::now() + LIFE;
         self.generation = self.generation.wrapping_add(1).max(1);
         let routing = Routing { generation: self.generation, ..Routing::default() };
-        self.routing.write(0, bytemuck::cast::<_, [u64; 2]>(routing)[0]);
+        self.memory.routing.write(0, bytemuck::cast::<_, [u64; 2]>(routing)[0]);
     }
 
-    /// Takes in what has been told, and answers whether it makes anything void.
+    /// Nothing holds that was remembered until now, and from now on the program knows which routes cover which addresses.
+    fn tell(&mut self) -> Result<()> {
+        self.advance();
+        let mut is_other = false;
+        let numbers = self.covering.as_ref().map_or_else(|| vec![0; DIRECTORY], Covering::numbers);
+        for (at, eight) in numbers.as_chunks().0.iter().enumerate() {
+            let eight = u64::from_ne_bytes(*eight);
+            if self.memory.covering.read(at) != eight {
+                self.memory.covering.write(at, eight);
+                is_other = true;
+            }
+        }
+        if is_other {
+            // A packet under way may have taken a next hop for the addresses that it was for before.
+            quiesce()?;
+            self.advance();
+        }
+        Ok(())
+    }
+
+    /// Follows what has changed.
+    fn follow(&mut self) -> Result<()> {
+        if self.take_in()? {
+            sleep(GATHERING);
+            // The kernel tells of some changes before it makes them: the FIB may have been asked in between.
+            if self.covering.as_mut().is_some_and(Covering::forget) {
+                self.tell()?;
+            }
+            self.advance();
+            self.next = Instant::now() + RENEWAL;
+        }
+        Ok(())
+    }
+
+    /// Takes in what has been told, and answers whether it makes anything void; then that is.
     fn take_in(&mut self) -> Result<bool> {
         let mut told = Told::default();
         loop {
@@ -200,48 +254,66 @@ impl Watcher {
                 Ok((datagram, _)) => self.read(&datagram, &mut told),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 // Something was left out; what waits is older than what is asked for then.
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => told.is_incomplete = true,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => told.note(Change::Unknown),
                 Err(error) => return Err(error).context("rtnetlink"),
             }
         }
-        if told.is_incomplete {
-            self.look_anew()?;
-        } else if told.has_rules {
+        if told.has_rules {
             self.look_at_rules()?;
+            told.note(Change::Void);
         }
-        Ok(told.is_change || told.has_rules || told.is_incomplete)
+        match told.change {
+            Change::None => return Ok(false),
+            Change::Void => self.advance(),
+            Change::Routes => self.tell()?,
+            Change::Unknown => self.look_anew()?,
+        }
+        Ok(true)
     }
 
     fn read(&mut self, datagram: &[u8], told: &mut Told) {
         let mut rest = datagram;
         while let Ok(header) = NetlinkBuffer::new_checked(rest) {
-            let length = header.length() as usize;
+            let (length, flags) = (header.length() as usize, header.flags());
             match NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map(|message| message.payload) {
                 Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(neighbour))) => {
-                    told.is_change |= self.neighbour(&neighbour, false);
+                    told.note(self.neighbour(&neighbour, false));
                 }
                 Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(neighbour))) => {
-                    told.is_change |= self.neighbour(&neighbour, true);
+                    told.note(self.neighbour(&neighbour, true));
                 }
                 Ok(NetlinkPayload::InnerMessage(
                     RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_),
                 )) => told.has_rules = true,
+                Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route))) => {
+                    told.note(Change::Routes);
+                    if let Some(covering) = &mut self.covering {
+                        covering.insert(&route, flags & NLM_F_APPEND != 0);
+                    }
+                }
+                Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRoute(route))) => {
+                    let is_known = self.covering.as_mut().is_none_or(|covering| covering.remove(&route));
+                    told.note(if is_known { Change::Routes } else { Change::Unknown });
+                }
                 // What cannot be understood may be anything.
-                _ => told.is_change = true,
+                Err(_) if header.message_type() == RTM_NEWROUTE => told.note(Change::Unknown),
+                _ => told.note(Change::Void),
             }
             // Messages begin at multiples of four bytes.
             rest = rest.get(length.max(1).next_multiple_of(4)..).unwrap_or_default();
         }
-        told.is_change |= !rest.is_empty();
+        if !rest.is_empty() {
+            told.note(Change::Unknown);
+        }
     }
 
     /// Notes what is known of a neighbour, and answers whether anything else may be remembered of it.
-    fn neighbour(&mut self, message: &NeighbourMessage, is_gone: bool) -> bool {
+    fn neighbour(&mut self, message: &NeighbourMessage, is_gone: bool) -> Change {
         use NeighbourState::{Delay, Noarp, Permanent, Probe, Reachable, Stale};
         let header = &message.header;
         if !matches!(header.family, AddressFamily::Inet | AddressFamily::Inet6) {
             // A bridge's table: routes do not depend on it.
-            return false;
+            return Change::None;
         }
         let (mut address, mut mac) = (None, None);
         for attribute in &message.attributes {
@@ -252,7 +324,7 @@ impl Watcher {
                 _ => {}
             }
         }
-        let Some(address) = address else { return true };
+        let Some(address) = address else { return Change::Void };
         // kernel: NUD_VALID
         let is_valid =
             !is_gone && matches!(header.state, Reachable | Stale | Delay | Probe | Noarp | Permanent);
@@ -263,7 +335,7 @@ impl Watcher {
             }
             None => self.neighbours.remove(&(header.ifindex, address)),
         };
-        before.is_some()
+        if before.is_some() { Change::Void } else { Change::None }
     }
 
     /// Looks at everything anew.
@@ -276,8 +348,26 @@ impl Watcher {
             }
         }
         self.look_at_rules()?;
-        self.advance();
-        Ok(())
+        self.look_at_routes();
+        self.tell()
+    }
+
+    fn look_at_routes(&mut self) {
+        let mut request = RouteMessage::default();
+        request.header.address_family = AddressFamily::Inet;
+        let routes = netlink::dump_all(NETLINK_ROUTE, &RouteNetlinkMessage::GetRoute(request));
+        self.covering = match &routes {
+            Ok(routes) => Some(Covering::of(routes.iter().filter_map(|message| match message {
+                RouteNetlinkMessage::NewRoute(route) => Some(route),
+                _ => None,
+            }))),
+            Err(error) => {
+                debug!(
+                    "it is not known which routes there are, so the FIB is asked for each destination: {error:#}"
+                );
+                None
+            }
+        };
     }
 
     fn look_at_rules(&mut self) -> Result<()> {
@@ -300,11 +390,27 @@ impl Watcher {
 /// What has been told.
 #[derive(Debug, Default)]
 struct Told {
-    /// Something that makes void what is remembered.
-    is_change: bool,
+    change: Change,
     has_rules: bool,
-    /// Not everything.
-    is_incomplete: bool,
+}
+
+impl Told {
+    fn note(&mut self, change: Change) {
+        self.change = self.change.max(change);
+    }
+}
+
+/// What has become of what is known, the least first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Change {
+    #[default]
+    None,
+    /// What is remembered is void.
+    Void,
+    /// Other addresses may have their next hop in common, too.
+    Routes,
+    /// Something is not known.
+    Unknown,
 }
 
 /// The tables default, main and local. kernel: `enum rt_class_t`.
