@@ -242,9 +242,9 @@ pub(crate) fn learn(to: Addr, public_ip: Option<Addr>, egress: &Egress, mtu: u16
         // SAFETY: the element is in this CPU's lane.
         let next_hop = unsafe { &mut *next_hop };
         // What many have in common is not learned again from each of them: of a route to some of them that has just come the daemon
-        // may not have been told yet.
+        // may not have been told yet. But the one that it was learned from may have had a narrower path.
         let stands =
-            whose != to && next_hop.address == whose && next_hop.adjacency.carries(whose, 0, generation);
+            whose != to && next_hop.address == whose && next_hop.adjacency.carries(whose, mtu, generation);
         if !stands {
             *next_hop = NextHop { address: whose, padding: 0, adjacency };
         }

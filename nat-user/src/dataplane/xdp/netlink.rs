@@ -18,7 +18,7 @@ pub(super) fn dump<T>(protocol: isize, request: &T) -> anyhow::Result<Vec<T>>
 where
     T: NetlinkSerializable + NetlinkDeserializable + fmt::Debug + Clone + Into<NetlinkPayload<T>>,
 {
-    Ok(whole(protocol, request)?.messages)
+    Ok(whole(protocol, request)?.0)
 }
 
 /// [`dump`], which fails if anything is not understood.
@@ -26,20 +26,32 @@ pub(super) fn dump_all<T>(protocol: isize, request: &T) -> anyhow::Result<Vec<T>
 where
     T: NetlinkSerializable + NetlinkDeserializable + fmt::Debug + Clone + Into<NetlinkPayload<T>>,
 {
-    let answer = whole(protocol, request)?;
+    let (messages, answer) = whole(protocol, request)?;
     ensure!(answer.unknown == 0, "{} messages cannot be understood", answer.unknown);
-    Ok(answer.messages)
+    Ok(messages)
+}
+
+/// Asks once for everything of a kind, and answers whether nothing may have been missing. What there may be millions of need not be
+/// held at once.
+pub(super) fn dump_each<T>(protocol: isize, request: &T, each: impl FnMut(T)) -> anyhow::Result<bool>
+where
+    T: NetlinkSerializable + NetlinkDeserializable + fmt::Debug + Clone + Into<NetlinkPayload<T>>,
+{
+    let answer = ask(protocol, request.clone(), NLM_F_REQUEST | NLM_F_DUMP, each)?;
+    Ok(!answer.interrupted && answer.unknown == 0)
 }
 
 /// An answer in which nothing is missing, as may be in one that was interrupted.
-fn whole<T>(protocol: isize, request: &T) -> anyhow::Result<Answer<T>>
+fn whole<T>(protocol: isize, request: &T) -> anyhow::Result<(Vec<T>, Answer)>
 where
     T: NetlinkSerializable + NetlinkDeserializable + fmt::Debug + Clone + Into<NetlinkPayload<T>>,
 {
     for _ in 0..ATTEMPTS {
-        let answer = ask(protocol, request.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
+        let mut messages = Vec::new();
+        let flags = NLM_F_REQUEST | NLM_F_DUMP;
+        let answer = ask(protocol, request.clone(), flags, |message| messages.push(message))?;
         if !answer.interrupted {
-            return Ok(answer);
+            return Ok((messages, answer));
         }
     }
     bail!("the list changes faster than the kernel can tell it")
@@ -50,19 +62,21 @@ pub(super) fn call<T>(protocol: isize, request: T) -> anyhow::Result<Vec<T>>
 where
     T: NetlinkSerializable + NetlinkDeserializable + fmt::Debug + Into<NetlinkPayload<T>>,
 {
-    Ok(ask(protocol, request, NLM_F_REQUEST | NLM_F_ACK)?.messages)
+    let mut messages = Vec::new();
+    ask(protocol, request, NLM_F_REQUEST | NLM_F_ACK, |message| messages.push(message))?;
+    Ok(messages)
 }
 
-/// What the kernel answers.
-struct Answer<T> {
-    messages: Vec<T>,
+/// What the kernel's answer was like.
+#[derive(Default)]
+struct Answer {
     /// Whether it was interrupted in telling it.
     interrupted: bool,
     /// Messages that are not understood.
     unknown: u32,
 }
 
-fn ask<T>(protocol: isize, request: T, flags: u16) -> anyhow::Result<Answer<T>>
+fn ask<T>(protocol: isize, request: T, flags: u16, mut each: impl FnMut(T)) -> anyhow::Result<Answer>
 where
     T: NetlinkSerializable + NetlinkDeserializable + fmt::Debug + Into<NetlinkPayload<T>>,
 {
@@ -76,7 +90,7 @@ where
     message.serialize(&mut bytes);
     socket.send(&bytes, 0)?;
 
-    let mut answer = Answer { messages: Vec::new(), interrupted: false, unknown: 0 };
+    let mut answer = Answer::default();
     loop {
         let (datagram, _) = socket.recv_from_full()?;
         let mut rest = datagram.as_slice();
@@ -85,7 +99,7 @@ where
             let length = header.length() as usize;
             answer.interrupted |= header.flags() & NLM_F_DUMP_INTR != 0;
             match NetlinkMessage::<T>::deserialize(rest).map(|message| message.payload) {
-                Ok(NetlinkPayload::InnerMessage(inner)) => answer.messages.push(inner),
+                Ok(NetlinkPayload::InnerMessage(inner)) => each(inner),
                 Ok(NetlinkPayload::Done(_)) => return Ok(answer),
                 Ok(NetlinkPayload::Error(error)) if error.code.is_none() => return Ok(answer),
                 Ok(NetlinkPayload::Error(error)) => bail!(error.to_io()),

@@ -19,7 +19,7 @@ use aya::maps::MapData;
 use log::{debug, info};
 use nat_common::abi::express::{DIRECTORY, Routing};
 use nat_common::abi::map;
-use netlink_packet_core::{NLM_F_APPEND, NetlinkBuffer, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_REPLACE, NetlinkBuffer, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
@@ -29,6 +29,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use rustix::time::{ClockId, clock_gettime};
 
 use self::covering::Covering;
@@ -52,6 +53,15 @@ const GROUPS: [u32; 7] = [1, 3, 5, 7, 8, 24, 32];
 
 /// kernel: `include/uapi/linux/rtnetlink.h`
 const RTM_NEWROUTE: u16 = 24;
+const RTM_NEWNEXTHOP: u16 = 104;
+
+/// Bytes of changes that may wait: some ten thousand of them.
+const WAITING: usize = 8 << 20;
+
+/// When routes are listed that are not known any more, so that a storm of changes makes one list...
+const LIST_AFTER: Duration = Duration::from_secs(1);
+/// ...and when again if they have changed meanwhile.
+const LIST_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
 /// The thread that watches.
 #[derive(Debug)]
@@ -129,6 +139,10 @@ struct Watcher {
     neighbours: HashMap<Neighbour, Vec<u8>>,
     /// None: not known.
     covering: Option<Covering>,
+    /// When the routes are to be listed if they are not known.
+    list_at: Instant,
+    /// How many changes of routes have been told.
+    changes_of_routes: u64,
 }
 
 impl Watcher {
@@ -139,6 +153,7 @@ impl Watcher {
             socket.add_membership(group).context("cannot follow changes by rtnetlink")?;
         }
         socket.set_non_blocking(true)?;
+        set_socket_recv_buffer_size_force(&socket, WAITING).context("cannot have changes of routes wait")?;
         // None is ever used again: not those of a daemon before this one.
         let generation = bytemuck::cast::<_, Routing>([0, 1].map(|at| memory.routing.read(at))).generation;
         Ok(Self {
@@ -151,12 +166,18 @@ impl Watcher {
             is_told: false,
             neighbours: HashMap::new(),
             covering: None,
+            list_at: Instant::now(),
+            changes_of_routes: 0,
         })
     }
 
     fn run(&mut self, stopped: &PipeReader) -> Result<()> {
         self.look_anew()?;
+        self.list_at = Instant::now();
         loop {
+            if self.covering.is_none() && Instant::now() >= self.list_at {
+                self.list_routes()?;
+            }
             self.renew()?;
             let mut fds = [
                 PollFd::new(&self.socket, PollFlags::IN),
@@ -262,6 +283,7 @@ impl Watcher {
             self.look_at_rules()?;
             told.note(Change::Void);
         }
+        self.changes_of_routes += u64::from(told.change >= Change::Routes);
         match told.change {
             Change::None => return Ok(false),
             Change::Void => self.advance(),
@@ -288,12 +310,16 @@ impl Watcher {
                 Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route))) => {
                     told.note(Change::Routes);
                     if let Some(covering) = &mut self.covering {
-                        covering.insert(&route, flags & NLM_F_APPEND != 0);
+                        covering.insert(&route, flags);
                     }
                 }
                 Ok(NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelRoute(route))) => {
                     let is_known = self.covering.as_mut().is_none_or(|covering| covering.remove(&route));
                     told.note(if is_known { Change::Routes } else { Change::Unknown });
+                }
+                // Routes by a next-hop object take another way, and not all kernels tell of each.
+                _ if header.message_type() == RTM_NEWNEXTHOP && flags & NLM_F_REPLACE != 0 => {
+                    told.note(Change::Unknown);
                 }
                 // What cannot be understood may be anything.
                 Err(_) if header.message_type() == RTM_NEWROUTE => told.note(Change::Unknown),
@@ -338,7 +364,7 @@ impl Watcher {
         if before.is_some() { Change::Void } else { Change::None }
     }
 
-    /// Looks at everything anew.
+    /// Looks at everything anew, and has the routes listed.
     fn look_anew(&mut self) -> Result<()> {
         self.neighbours.clear();
         let request = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
@@ -348,26 +374,33 @@ impl Watcher {
             }
         }
         self.look_at_rules()?;
-        self.look_at_routes();
+        (self.covering, self.list_at) = (None, Instant::now() + LIST_AFTER);
         self.tell()
     }
 
-    fn look_at_routes(&mut self) {
+    /// Has the kernel list its routes, which are known then, unless they have changed meanwhile: of a change it is not known whether it is
+    /// in the list.
+    fn list_routes(&mut self) -> Result<()> {
+        self.follow()?;
+        let (mut covering, before) = (Covering::default(), self.changes_of_routes);
         let mut request = RouteMessage::default();
         request.header.address_family = AddressFamily::Inet;
-        let routes = netlink::dump_all(NETLINK_ROUTE, &RouteNetlinkMessage::GetRoute(request));
-        self.covering = match &routes {
-            Ok(routes) => Some(Covering::of(routes.iter().filter_map(|message| match message {
-                RouteNetlinkMessage::NewRoute(route) => Some(route),
-                _ => None,
-            }))),
-            Err(error) => {
-                debug!(
-                    "it is not known which routes there are, so the FIB is asked for each destination: {error:#}"
-                );
-                None
+        let request = RouteNetlinkMessage::GetRoute(request);
+        let listed = netlink::dump_each(NETLINK_ROUTE, &request, |message| {
+            if let RouteNetlinkMessage::NewRoute(route) = message {
+                covering.list(&route);
             }
-        };
+        });
+        self.follow()?;
+        if matches!(listed, Ok(true)) && self.changes_of_routes == before {
+            self.covering = Some(covering);
+            return self.tell();
+        }
+        debug!(
+            "the FIB is asked for each destination, since routes change while they are listed: {listed:?}"
+        );
+        self.list_at = Instant::now() + LIST_AGAIN_AFTER;
+        Ok(())
     }
 
     fn look_at_rules(&mut self) -> Result<()> {

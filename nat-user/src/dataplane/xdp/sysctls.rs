@@ -91,9 +91,12 @@ pub(super) fn harden_path_mtus() -> anyhow::Result<bool> {
     write(IP_NO_PMTU_DISC, HARDENED)
 }
 
-/// Puts back what [`ip_no_pmtu_disc`] found.
+/// Puts back what [`ip_no_pmtu_disc`] found, unless somebody has chosen otherwise since.
 pub(super) fn restore_ip_no_pmtu_disc(before: u8) -> anyhow::Result<()> {
-    write(IP_NO_PMTU_DISC, before).map(drop)
+    if ip_no_pmtu_disc()? == HARDENED {
+        write(IP_NO_PMTU_DISC, before)?;
+    }
+    Ok(())
 }
 
 fn of_interface(interface: &str, key: &str) -> String {

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 use nat_common::abi::express::{COVERING, DIRECTORY};
+use netlink_packet_core::{NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType};
 
@@ -22,7 +23,7 @@ use super::TABLES;
 /// The longest prefix that covers a /16.
 const UPPER: u8 = 16;
 
-/// By what the kernel tells routes apart: length and address, table, TOS, priority. Some may have all in common (`ip route append`).
+/// By what the kernel tells routes apart: length and address, table, TOS, priority. Some may have all in common (`ip route append`, `prepend`).
 type Place = (u8, Ipv4Addr, u32, u8, u32);
 
 #[derive(Clone, Copy, Debug)]
@@ -47,18 +48,19 @@ pub(super) struct Covering {
 }
 
 impl Covering {
-    /// Takes over a list of all routes.
-    pub(super) fn of<'a>(routes: impl IntoIterator<Item = &'a RouteMessage>) -> Self {
-        let mut covering = Self::default();
-        for route in routes {
-            let is_another = place(route).is_some_and(|place| covering.route(&place).is_some());
-            covering.insert(route, is_another);
-        }
-        covering
+    /// Notes a route of a list of all.
+    pub(super) fn list(&mut self, message: &RouteMessage) {
+        let is_another = place(message).is_some_and(|place| self.route(&place).is_some());
+        self.note(message, is_another);
     }
 
-    /// Notes a route that has come; `is_another`: beside others in its place.
-    pub(super) fn insert(&mut self, message: &RouteMessage, is_another: bool) {
+    /// Notes a route that has come; `flags`: the message's.
+    pub(super) fn insert(&mut self, message: &RouteMessage, flags: u16) {
+        // kernel: fib_table_insert(). Where there was none in its place, or another has made way, the flags say so.
+        self.note(message, flags & (NLM_F_EXCL | NLM_F_REPLACE) == 0);
+    }
+
+    fn note(&mut self, message: &RouteMessage, is_another: bool) {
         let Some(place) = place(message) else { return };
         self.leaving.remove(&place);
         let before = self.route(&place);

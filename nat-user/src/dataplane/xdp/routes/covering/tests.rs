@@ -1,6 +1,7 @@
 //! Random routes come and go, beside a list of them all.
 
 use ipnet::Ipv4Net;
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
 use netlink_packet_route::route::RouteNextHop;
 use proptest::prelude::*;
 
@@ -71,9 +72,18 @@ fn spec() -> impl Strategy<Value = Spec> {
     })
 }
 
+/// How a route comes where there is one in its place.
+#[derive(Clone, Copy, Debug)]
+enum How {
+    Add,
+    Replace,
+    Append,
+    Prepend,
+}
+
 #[derive(Clone, Debug)]
 enum Change {
-    Come(Spec, bool),
+    Come(Spec, How),
     Go(prop::sample::Index),
     /// The kernel tells nobody.
     Vanish(prop::sample::Index),
@@ -82,7 +92,8 @@ enum Change {
 
 fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
-        6 => (spec(), any::<bool>()).prop_map(|(spec, is_another)| Change::Come(spec, is_another)),
+        6 => (spec(), prop::sample::select(vec![How::Add, How::Replace, How::Append, How::Prepend]))
+            .prop_map(|(spec, how)| Change::Come(spec, how)),
         3 => any::<prop::sample::Index>().prop_map(Change::Go),
         1 => any::<prop::sample::Index>().prop_map(Change::Vanish),
         3 => Just(Change::Forget),
@@ -130,21 +141,29 @@ proptest! {
         let (mut covering, mut routes) = (Covering::default(), Vec::<Spec>::new());
         for change in changes {
             match change {
-                Change::Come(spec, is_another) => {
+                Change::Come(spec, how) => {
                     // A table may have the very same once.
                     if routes.contains(&spec) {
                         continue;
                     }
-                    if !is_another {
-                        routes.retain(|route| !route.is_like(&spec));
-                    }
-                    covering.insert(&spec.message(), is_another);
+                    let there = routes.iter().position(|route| route.is_like(&spec));
+                    let flags = match (there, how) {
+                        (None, _) => NLM_F_EXCL | NLM_F_CREATE,
+                        (Some(_), How::Add) => continue,
+                        (Some(there), How::Replace) => {
+                            routes.remove(there);
+                            NLM_F_REPLACE
+                        }
+                        (Some(_), How::Append) => NLM_F_CREATE | NLM_F_APPEND,
+                        (Some(_), How::Prepend) => NLM_F_CREATE,
+                    };
+                    covering.insert(&spec.message(), flags);
                     routes.push(spec);
                 }
                 Change::Go(index) if !routes.is_empty() => {
                     let spec = routes.remove(index.index(routes.len()));
                     if !covering.remove(&spec.message()) {
-                        covering = Covering::of(&routes.iter().map(|route| route.message()).collect::<Vec<_>>());
+                        covering = listed(routes.iter().map(|route| route.message()));
                     }
                 }
                 Change::Vanish(index) if !routes.is_empty() => {
@@ -160,13 +179,19 @@ proptest! {
     }
 }
 
+fn listed(routes: impl IntoIterator<Item = RouteMessage>) -> Covering {
+    let mut covering = Covering::default();
+    routes.into_iter().for_each(|route| covering.list(&route));
+    covering
+}
+
 fn route(net: &str, way: Way) -> RouteMessage {
     Spec { net: net.parse().unwrap(), table: 254, priority: 0, way }.message()
 }
 
 #[test]
 fn a_default_route_covers_all_that_no_other_route_is_in() {
-    let mut covering = Covering::of(&[
+    let mut covering = listed([
         route("0.0.0.0/0", Way::Gateway),
         route("198.51.100.0/24", Way::OnLink),
         route("10.0.0.0/8", Way::OnLink),
@@ -189,7 +214,7 @@ fn a_default_route_covers_all_that_no_other_route_is_in() {
 fn of_too_many_routes_those_that_cover_most_have_a_number() {
     let many: Vec<_> = (0..=255).map(|second| route(&format!("20.{second}.0.0/16"), Way::Gateway)).collect();
     let all = [many, vec![route("8.0.0.0/8", Way::Gateway)]].concat();
-    let numbers = Covering::of(&all).numbers();
+    let numbers = listed(all).numbers();
     assert_eq!(numbers[0x0800..0x0900], [1; 256]);
     let mut of_many = numbers[0x1400..0x1500].to_vec();
     of_many.sort_unstable();
@@ -200,6 +225,6 @@ fn of_too_many_routes_those_that_cover_most_have_a_number() {
 fn a_route_that_the_kernel_has_learned_is_none() {
     let mut learned = route("8.8.8.8/32", Way::Gateway);
     learned.header.flags = RouteFlags::Cloned;
-    let numbers = Covering::of(&[route("0.0.0.0/0", Way::Gateway), learned]).numbers();
+    let numbers = listed([route("0.0.0.0/0", Way::Gateway), learned]).numbers();
     assert_eq!(numbers[0x0808], 1);
 }
