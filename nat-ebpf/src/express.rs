@@ -10,7 +10,8 @@ use aya_ebpf::maps::Array;
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::macro_support::{Level, level_enabled};
 use nat_common::abi::express::{
-    Adjacency, ENTRIES, Front, InboundEntry, NEXT_HOPS_LANE, NextHop, PAGES as PAGE_COUNT, Place, Seat,
+    Adjacency, ENTRIES, Front, InboundEntry, NEXT_HOPS_LANE, NextHop, PAGES as PAGE_COUNT, Page, Place, Seat,
+    VACANT,
 };
 use nat_common::abi::{Addr, Outbound};
 use nat_common::express::{self, Known, Outcome, Public};
@@ -22,7 +23,7 @@ use crate::maps::{self, SET_BY_DAEMON};
 use crate::watch::Watch;
 
 #[map]
-static PAGES: Array<[Place; ENTRIES]> = Array::pinned(PAGE_COUNT, BPF_F_MMAPABLE);
+static PAGES: Array<Page> = Array::pinned(PAGE_COUNT, BPF_F_MMAPABLE);
 
 #[map]
 static INBOUND_BLOCKS: Array<[InboundEntry; ENTRIES]> = Array::pinned(SET_BY_DAEMON, BPF_F_MMAPABLE);
@@ -93,17 +94,17 @@ impl Known for Arrays {
 
     #[inline(always)]
     fn is_stranger(&mut self, addr: Addr) -> bool {
-        let (inbound, outbound) = match place(self.front, addr) {
-            // SAFETY: a part of a map's element, which stays.
-            Found::Place(place) => unsafe { ((*place).inbound, (*place).outbound) },
+        let place = match page(self.front, addr) {
+            Found::Page(page) => place(page, addr),
             Found::Nothing => return true,
             Found::Missing => return false,
         };
-        if inbound == 0 && outbound == 0 {
+        if place == Place::default() {
             return true;
         }
         // In the network of an uplink, say, where the node has an address itself.
-        let block = if outbound == 0 { INBOUND_BLOCKS.get_ptr_mut(inbound) } else { None };
+        let block =
+            if place.outbound == 0 { INBOUND_BLOCKS.get_ptr_mut(place.inbound_block()) } else { None };
         block.is_some_and(|block| {
             // SAFETY: as in `inbound`.
             let entry = unsafe { &*at(block, addr[3].into()) };
@@ -113,14 +114,16 @@ impl Known for Arrays {
 
     #[inline(always)]
     fn inbound(&mut self, public_ip: Addr) -> Public {
-        let Found::Place(place) = place(self.front, public_ip) else { return Public::Unknown };
-        let last = public_ip[3];
-        // SAFETY: a map's element, which stays.
-        let place = unsafe { &*place };
-        if place.is_vacant(last) {
-            return Public::Vacant;
+        let Found::Page(page) = page(self.front, public_ip) else { return Public::Unknown };
+        let (place, [.., third, last]) = (place(page, public_ip), public_ip);
+        if place.inbound & VACANT != 0 {
+            // SAFETY: a number of a map's element, which stays.
+            let bits = unsafe { *at(at(&raw mut (*page).vacant, third.into()), u16::from(last >> 6)) };
+            if bits >> (last & 63) & 1 != 0 {
+                return Public::Vacant;
+            }
         }
-        match INBOUND_BLOCKS.get_ptr_mut(place.inbound) {
+        match INBOUND_BLOCKS.get_ptr_mut(place.inbound_block()) {
             // SAFETY: the entry stays memory of the map, whosever it is; the daemon writes it in words.
             Some(block) => Public::Entry(unsafe { *at(block, last.into()) }),
             None => Public::Unknown,
@@ -129,9 +132,8 @@ impl Known for Arrays {
 
     #[inline(always)]
     fn outbound(&mut self, private_ip: Addr) -> Option<Outbound> {
-        let Found::Place(place) = place(self.front, private_ip) else { return None };
-        // SAFETY: as in `is_stranger`.
-        let block = OUTBOUND_BLOCKS.get_ptr_mut(unsafe { (*place).outbound })?;
+        let Found::Page(page) = page(self.front, private_ip) else { return None };
+        let block = OUTBOUND_BLOCKS.get_ptr_mut(place(page, private_ip).outbound)?;
         // SAFETY: as in `inbound`.
         Some(unsafe { *at(block, private_ip[3].into()) })
     }
@@ -168,17 +170,17 @@ fn at<T, const N: usize>(array: *mut [T; N], index: u16) -> *mut T {
     array.cast::<T>().wrapping_add(bounded)
 }
 
-/// What the pages say of an address.
+/// Where something is said of an address.
 enum Found {
-    Place(*mut Place),
-    /// It is in none: nothing is known of it.
+    Page(*mut Page),
+    /// Nowhere: nothing is known of it.
     Nothing,
     /// There is no such page.
     Missing,
 }
 
 #[inline(always)]
-fn place(front: *mut Front, addr: Addr) -> Found {
+fn page(front: *mut Front, addr: Addr) -> Found {
     let upper = u16::from_be_bytes([addr[0], addr[1]]);
     // SAFETY: an element of an array that stays; whoever writes it writes the whole.
     let page = unsafe { *at(&raw mut (*front).directory, upper) };
@@ -186,16 +188,22 @@ fn place(front: *mut Front, addr: Addr) -> Found {
         return Found::Nothing;
     }
     match PAGES.get_ptr_mut(page.into()) {
-        Some(page) => Found::Place(at(page, addr[2].into())),
+        Some(page) => Found::Page(page),
         None => Found::Missing,
     }
 }
 
+/// What a page says of an address's /24.
+#[inline(always)]
+fn place(page: *mut Page, addr: Addr) -> Place {
+    // SAFETY: a part of a map's element, which stays; whoever writes it writes the whole.
+    unsafe { *at(&raw mut (*page).places, addr[2].into()) }
+}
+
 #[inline(always)]
 fn inbound(front: *mut Front, public_ip: Addr) -> Option<*mut InboundEntry> {
-    let Found::Place(place) = place(front, public_ip) else { return None };
-    // SAFETY: as in `Arrays::is_stranger`.
-    let block = INBOUND_BLOCKS.get_ptr_mut(unsafe { (*place).inbound })?;
+    let Found::Page(page) = page(front, public_ip) else { return None };
+    let block = INBOUND_BLOCKS.get_ptr_mut(place(page, public_ip).inbound_block())?;
     Some(at(block, public_ip[3].into()))
 }
 
@@ -203,7 +211,7 @@ fn inbound(front: *mut Front, public_ip: Addr) -> Option<*mut InboundEntry> {
 #[inline(always)]
 fn next_hop(front: *mut Front, destination: Addr) -> Option<(Addr, *mut NextHop)> {
     let upper = u16::from_be_bytes([destination[0], destination[1]]);
-    // SAFETY: as in `place`.
+    // SAFETY: as in `page`.
     let covering = unsafe { *at(&raw mut (*front).covering, upper) };
     let (place, whose) = NextHop::whose(destination, covering);
     Some((whose, NEXT_HOPS.get_ptr_mut(maps::lane() * NEXT_HOPS_LANE + place)?))

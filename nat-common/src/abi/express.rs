@@ -1,8 +1,8 @@
 //! What the fast path's express lane reads: the bindings once more, in arrays by address, and next hops that are known.
 //!
 //! An address is found as in a DIR-24-8 table: its upper 16 bits give a page, the next 8 a place in the page, and the last 8
-//! an entry in a block. That an address is in a pool and not bound stands in the place already, which 256 addresses share: who scans
-//! a pool shall not take the cache from those who use it. Whatever has no place there is found in the hash maps, by the pipeline.
+//! an entry in a block. That an address is in a pool and not bound stands in the page already, a bit each: who scans a pool shall not
+//! take the cache from those who use it. Whatever has no place there is found in the hash maps, by the pipeline.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -22,7 +22,10 @@ pub const SPECIAL_PAGE: u32 = 1;
 pub const UNBOUND_PAGE: u32 = 2;
 
 /// Stands for a block where there is none, and more to be said of its addresses than nothing. Block 0 is none, too.
-pub const SPECIAL: u32 = u32::MAX;
+pub const SPECIAL: u32 = VACANT - 1;
+
+/// In [`Place::inbound`], besides the block: some of the addresses are in a pool, and not bound, as [`Page::vacant`] tells.
+pub const VACANT: u32 = 1 << 31;
 
 /// Next hops that a CPU remembers by destination; a power of two.
 pub const NEXT_HOPS: u32 = 4096;
@@ -55,26 +58,32 @@ pub struct Front {
     pub covering: [u8; DIRECTORY],
 }
 
-/// What is known of 256 addresses. Element of a page, and a line of the cache.
-#[repr(C, align(64))]
+/// What is known of the addresses of a /16. Element of [`map::PAGES`](super::map::PAGES).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Page {
+    /// Third byte of an address -> what is known of its /24.
+    pub places: [Place; ENTRIES],
+    /// The same -> a bit for each address, from the lowest one on: it is in a pool, and not bound. Where [`VACANT`] says so.
+    pub vacant: [[u64; ENTRIES / 64]; ENTRIES],
+}
+
+/// What is known of 256 addresses. Where all of them are bound, it is eight bytes, so that a million take few lines of the cache.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Place {
-    /// Their block in [`map::INBOUND_BLOCKS`](super::map::INBOUND_BLOCKS), 0 or [`SPECIAL`].
+    /// Their block in [`map::INBOUND_BLOCKS`](super::map::INBOUND_BLOCKS), 0 or [`SPECIAL`]; and [`VACANT`].
     pub inbound: u32,
     /// Their block in [`map::OUTBOUND_BLOCKS`](super::map::OUTBOUND_BLOCKS), 0 or [`SPECIAL`].
     pub outbound: u32,
-    /// A bit for each, from the lowest one on: it is in a pool, and not bound.
-    pub vacant: [u64; ENTRIES / 64],
-    /// Zero.
-    pub padding: [u64; 3],
 }
 
 impl Place {
-    /// Whether an address, by its last byte, is in a pool and not bound.
+    /// The block of public addresses.
     #[inline(always)]
     #[must_use]
-    pub const fn is_vacant(&self, last: u8) -> bool {
-        self.vacant[last as usize / 64] >> (last % 64) & 1 != 0
+    pub const fn inbound_block(&self) -> u32 {
+        self.inbound & !VACANT
     }
 }
 
@@ -206,7 +215,12 @@ impl Routing {
 }
 
 const _: () = {
-    assert!(size_of::<Place>() == 64 && size_of::<Outbound>() == 8 && size_of::<Adjacency>() == 24);
+    assert!(
+        size_of::<Page>() == ENTRIES * 40
+            && size_of::<Place>() == 8
+            && size_of::<Outbound>() == 8
+            && size_of::<Adjacency>() == 24
+    );
     assert!(size_of::<InboundEntry>() == 32 && size_of::<NextHop>() == 32);
     assert!(size_of::<Seat>() == 16 && size_of::<Routing>() == 16);
     assert!(size_of::<Front>() == 32 + SEATS * 16 + DIRECTORY * 3);

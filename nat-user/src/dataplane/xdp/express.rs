@@ -16,7 +16,7 @@ use aya::Ebpf;
 use aya::maps::Map;
 use ipnet::Ipv4Net;
 use nat_common::abi::express::{
-    ENTRIES, InboundEntry, PAGES, Place, SEATS, SPECIAL, SPECIAL_PAGE, Seat, UNBOUND_PAGE,
+    ENTRIES, InboundEntry, PAGES, Page, Place, SEATS, SPECIAL, SPECIAL_PAGE, Seat, UNBOUND_PAGE, VACANT,
 };
 use nat_common::abi::{self, Outbound, map};
 use nat_common::pipeline::Direction;
@@ -40,9 +40,12 @@ pub(super) fn blocks(max_bindings: u32) -> u32 {
     max_bindings.div_ceil(COUNT) + SPARE_BLOCKS
 }
 
-/// The length of a [`Place`], and how far in it [`Place::vacant`] stands, in numbers.
-const PLACE: usize = size_of::<Place>() / size_of::<u64>();
-const VACANT: usize = offset_of!(Place, vacant) / size_of::<u64>();
+/// The length of a [`Page`], and how far in it [`Page::vacant`] stands, in numbers.
+const PAGE: usize = size_of::<Page>() / size_of::<u64>();
+const VACANCIES: usize = offset_of!(Page, vacant) / size_of::<u64>();
+
+/// What is said of a /24, and which of its addresses are in a pool and not bound.
+type Said = (Place, [u64; 4]);
 
 /// The bits of all addresses of a /24.
 const ALL: [u64; 4] = [u64::MAX; 4];
@@ -111,17 +114,16 @@ impl Express {
             kinds,
             is_settled: false,
         };
-        let special = Place { inbound: SPECIAL, outbound: SPECIAL, ..Place::default() };
-        express.write_places(SPECIAL_PAGE, |_| special);
-        express.write_places(UNBOUND_PAGE, |_| Place { inbound: SPECIAL, vacant: ALL, ..Place::default() });
+        express.write_page(SPECIAL_PAGE, |_| (Place { inbound: SPECIAL, outbound: SPECIAL }, [0; 4]));
+        express.write_page(UNBOUND_PAGE, |_| (Place { inbound: SPECIAL | VACANT, outbound: 0 }, ALL));
         for upper in 0..=u16::MAX {
             let page = express.page(upper);
             if express.free_pages.remove(&page) {
                 express.page_of.insert(upper, page);
                 for third in thirds(upper) {
-                    let Place { inbound, outbound, .. } = express.written(page, third);
-                    express.inbound.adopt(third, inbound);
-                    express.outbound.adopt(third, outbound);
+                    let place = express.written(page, third).0;
+                    express.inbound.adopt(third, place.inbound_block());
+                    express.outbound.adopt(third, place.outbound);
                 }
             }
         }
@@ -299,22 +301,20 @@ impl Express {
             return;
         };
         self.page_of.insert(upper, page);
-        self.write_places(page, |at| self.place(u32::from(upper) << 8 | at));
+        self.write_page(page, |at| self.place(u32::from(upper) << 8 | at));
         self.set_page(upper, page);
     }
 
     /// What is said of a /24.
-    fn place(&self, third: u32) -> Place {
+    fn place(&self, third: u32) -> Said {
         let class = self.kinds.class(network(third));
         let inbound = self.inbound.of.get(&third);
         let taken = inbound.map_or([0; 4], |block| block.taken);
+        let vacant = self.vacant(third, class, taken);
         let is_special = class != Class::Stranger;
-        Place {
-            inbound: inbound.map_or(if is_special { SPECIAL } else { 0 }, |block| block.number),
-            outbound: self.outbound.of.get(&third).map_or(0, |block| block.number),
-            vacant: self.vacant(third, class, taken),
-            ..Place::default()
-        }
+        let block = inbound.map_or(if is_special { SPECIAL } else { 0 }, |block| block.number);
+        let outbound = self.outbound.of.get(&third).map_or(0, |block| block.number);
+        (Place { inbound: block | flag(vacant), outbound }, vacant)
     }
 
     /// Which addresses of a /24 are in a pool, and not bound.
@@ -342,10 +342,11 @@ impl Express {
             return;
         };
         let is_vacant = self.is_settled && !block.is_taken(address) && self.kinds.is_pooled(address);
+        let (mut place, mut vacant) = self.written(*page, third);
         let (word, bit) = bit_of(address);
-        let at = place_at(*page, third) + VACANT + word;
-        let bits = self.pages.read(at);
-        self.pages.write(at, if is_vacant { bits | bit } else { bits & !bit });
+        vacant[word] = if is_vacant { vacant[word] | bit } else { vacant[word] & !bit };
+        place.inbound = place.inbound_block() | flag(vacant);
+        self.write_place(*page, third, (place, vacant));
     }
 
     fn is_mixed(&self, upper: u16) -> bool {
@@ -362,24 +363,24 @@ impl Express {
         }
     }
 
-    fn write_places(&self, page: u32, place: impl Fn(u32) -> Place) {
+    fn write_page(&self, page: u32, said: impl Fn(u32) -> Said) {
         for at in 0..COUNT {
-            self.write_place(page, at, place(at));
+            self.write_place(page, at, said(at));
         }
     }
 
-    fn write_place(&self, page: u32, third: u32, place: Place) {
-        let numbers: [u64; PLACE] = bytemuck::cast(place);
-        // What is bound is not vacant any more before its block is known, which comes first.
-        for (at, number) in numbers.into_iter().enumerate().rev() {
-            self.pages.write(place_at(page, third) + at, number);
+    fn write_place(&self, page: u32, third: u32, (place, vacant): Said) {
+        // What is bound is not vacant any more before its block is known.
+        for (at, bits) in (vacant_at(page, third)..).zip(vacant) {
+            self.pages.write(at, bits);
         }
+        self.pages.write(place_at(page, third), bytemuck::cast(place));
     }
 
     /// What a page says of a /24.
-    fn written(&self, page: u32, third: u32) -> Place {
-        let numbers: [u64; PLACE] = std::array::from_fn(|at| self.pages.read(place_at(page, third) + at));
-        bytemuck::cast(numbers)
+    fn written(&self, page: u32, third: u32) -> Said {
+        let vacant = std::array::from_fn(|at| self.pages.read(vacant_at(page, third) + at));
+        (bytemuck::cast(self.pages.read(place_at(page, third))), vacant)
     }
 
     fn page(&self, upper: u16) -> u32 {
@@ -444,9 +445,19 @@ fn thirds(upper: u16) -> impl Iterator<Item = u32> {
     (0..COUNT).map(move |at| u32::from(upper) << 8 | at)
 }
 
-/// Where in the memory of the pages what is said of a /24 begins.
+/// Where in the memory of the pages what is said of a /24 stands.
 fn place_at(page: u32, third: u32) -> usize {
-    (page as usize * ENTRIES + third as usize % ENTRIES) * PLACE
+    page as usize * PAGE + third as usize % ENTRIES
+}
+
+/// Where the bits of its addresses begin there.
+fn vacant_at(page: u32, third: u32) -> usize {
+    page as usize * PAGE + VACANCIES + third as usize % ENTRIES * size_of::<[u64; 4]>() / size_of::<u64>()
+}
+
+/// [`VACANT`], if any bit says so.
+fn flag(vacant: [u64; 4]) -> u32 {
+    if vacant == [0; 4] { 0 } else { VACANT }
 }
 
 /// Which bit of 256 is an address's, and in which of their four numbers.

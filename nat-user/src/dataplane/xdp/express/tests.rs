@@ -19,7 +19,7 @@ fn arrays(count: u32) -> Arrays {
     let block = |stride: usize| Numbers::in_memory(count as usize * ENTRIES * stride);
     Arrays {
         directory: Numbers::in_memory((usize::from(u16::MAX) + 1) / 4),
-        pages: Numbers::in_memory(PAGES as usize * ENTRIES * PLACE),
+        pages: Numbers::in_memory(PAGES as usize * PAGE),
         seats: Numbers::in_memory(SEATS * 2),
         inbound: block(4),
         outbound: block(1),
@@ -27,9 +27,9 @@ fn arrays(count: u32) -> Arrays {
 }
 
 impl Express {
-    fn reads_place(&self, address: Ipv4Addr) -> Place {
+    fn reads_place(&self, address: Ipv4Addr) -> Said {
         let page = self.page(upper(third(address)));
-        if page == 0 { Place::default() } else { self.written(page, third(address)) }
+        if page == 0 { (Place::default(), [0; 4]) } else { self.written(page, third(address)) }
     }
 
     fn reads(blocks: &Blocks, block: u32, address: Ipv4Addr) -> Option<[u32; 2]> {
@@ -38,25 +38,26 @@ impl Express {
     }
 
     fn finds_inbound(&self, address: Ipv4Addr) -> Found {
-        let place = self.reads_place(address);
-        if place.is_vacant(address.octets()[3]) {
+        let (place, vacant) = self.reads_place(address);
+        let (word, bit) = bit_of(address);
+        if place.inbound & VACANT != 0 && vacant[word] & bit != 0 {
             return Found::Unbound;
         }
-        match Self::reads(&self.inbound, place.inbound, address) {
+        match Self::reads(&self.inbound, place.inbound_block(), address) {
             Some([0, _]) | None => Found::Unknown,
             Some([private_ip, meter]) => Found::Bound(private_ip.to_ne_bytes().into(), meter),
         }
     }
 
     fn finds_outbound(&self, address: Ipv4Addr) -> Option<(Ipv4Addr, u32)> {
-        let [eip, meter] = Self::reads(&self.outbound, self.reads_place(address).outbound, address)?;
+        let [eip, meter] = Self::reads(&self.outbound, self.reads_place(address).0.outbound, address)?;
         (eip != 0).then(|| (eip.to_ne_bytes().into(), meter))
     }
 
     fn takes_for_a_stranger(&self, address: Ipv4Addr) -> bool {
-        let place = self.reads_place(address);
-        let entry = Self::reads(&self.inbound, place.inbound, address);
-        place.outbound == 0 && (place.inbound == 0 || entry == Some([0, InboundEntry::STRANGER]))
+        let place = self.reads_place(address).0;
+        let entry = Self::reads(&self.inbound, place.inbound_block(), address);
+        place == Place::default() || place.outbound == 0 && entry == Some([0, InboundEntry::STRANGER])
     }
 }
 
