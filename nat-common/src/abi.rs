@@ -73,7 +73,7 @@ pub mod map {
 
     /// Array with the one element [`Front`](super::express::Front).
     pub const FRONT: &str = "FRONT";
-    /// Array: page -> a [`Place`](super::express::Place) for each third byte of an address.
+    /// Array: page -> what is known of a /16, a [`Page`](super::express::Page).
     pub const PAGES: &str = "PAGES";
     /// Array: block -> an [`InboundEntry`](super::express::InboundEntry) for each last byte of an address.
     pub const INBOUND_BLOCKS: &str = "INBOUND_BLOCKS";

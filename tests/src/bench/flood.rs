@@ -145,9 +145,10 @@ fn one(kind: Kind, flood: Flood, times: Times) -> Result<Outcome> {
     attach(&mut sieve, "sieve", &path.client, WAN)?;
     attach(&mut receiver, flood.receiver, &path.vm, VM)?;
     // Without a program a veth takes nothing that an XDP program at its other end sends.
-    let mut node = Ebpf::load(YARDSTICKS)?;
-    if flood.is_answered() && matches!(kind, Kind::Stateless | Kind::Tracking) {
-        attach(&mut node, "pass", &path.node, "dn0")?;
+    let is_plain = matches!(kind, Kind::Stateless | Kind::Tracking);
+    let mut node = (flood.is_answered() && is_plain).then(|| Ebpf::load(YARDSTICKS)).transpose()?;
+    if let Some(node) = &mut node {
+        attach(node, "pass", &path.node, "dn0")?;
     }
     let before = (daemon_memory(&path)?, kernel_memory()?);
     let plan = Plan {

@@ -91,13 +91,15 @@ impl Kinds {
 
     /// The upper halves of addresses that anything is known of.
     pub(super) fn uppers(&self) -> BTreeSet<u16> {
-        let upper = |address: Ipv4Addr| {
-            let [first, second, ..] = address.octets();
-            u16::from_be_bytes([first, second])
-        };
         let known = self.of.keys().chain(&MARTIANS);
         known.flat_map(|network| upper(network.network())..=upper(network.broadcast())).collect()
     }
+}
+
+/// The upper half of an address.
+pub(super) fn upper(address: Ipv4Addr) -> u16 {
+    let [first, second, ..] = address.octets();
+    u16::from_be_bytes([first, second])
 }
 
 /// An address with the length of a prefix, of which there are 33.

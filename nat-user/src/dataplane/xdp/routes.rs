@@ -260,8 +260,9 @@ impl Watcher {
             // The kernel tells of some changes before it makes them: the FIB may have been asked in between.
             if self.covering.as_mut().is_some_and(Covering::forget) {
                 self.tell()?;
+            } else {
+                self.advance();
             }
-            self.advance();
             self.next = Instant::now() + RENEWAL;
         }
         Ok(())

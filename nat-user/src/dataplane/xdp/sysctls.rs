@@ -1,11 +1,9 @@
 //! Settings of the kernel's own IPv4 stack (`net.ipv4.*`) that the datapath leans on.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-
-const ALL_SETTINGS: &str = "/proc/sys/net/ipv4";
 
 /// The pseudo-interface whose settings are combined with each interface's own.
 const ALL: &str = "all";
@@ -103,8 +101,12 @@ fn of_interface(interface: &str, key: &str) -> String {
     format!("conf/{interface}/{key}")
 }
 
+fn path(key: &str) -> PathBuf {
+    Path::new("/proc/sys/net/ipv4").join(key)
+}
+
 fn read(key: &str) -> anyhow::Result<u8> {
-    let path = Path::new(ALL_SETTINGS).join(key);
+    let path = path(key);
     let value = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     value.trim().parse().with_context(|| format!("{} is no small number: {value:?}", path.display()))
 }
@@ -115,7 +117,7 @@ fn write(key: &str, value: u8) -> anyhow::Result<bool> {
     if read(key)? == value {
         return Ok(false);
     }
-    let path = Path::new(ALL_SETTINGS).join(key);
+    let path = path(key);
     fs::write(&path, value.to_string())
         .with_context(|| format!("cannot write {value} to {}", path.display()))?;
     Ok(true)

@@ -18,6 +18,7 @@ use netlink_packet_core::{NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType};
 
+use super::super::kinds::upper;
 use super::TABLES;
 
 /// The longest prefix that covers a /16.
@@ -163,9 +164,4 @@ fn is_plain(route: &RouteMessage) -> bool {
         }
         _ => false,
     }
-}
-
-fn upper(address: Ipv4Addr) -> u16 {
-    let [first, second, ..] = address.octets();
-    u16::from_be_bytes([first, second])
 }
