@@ -1,17 +1,18 @@
 //! The control plane in one piece: a command goes through the model, the store and the datapath, in this order.
 
 mod attached;
+mod turns;
 mod usage;
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context as _, anyhow};
 use log::{error, info, warn};
 use nat_common::abi::Meter;
 
+pub use self::turns::{Shared, call};
 use self::usage::Bill;
 pub use self::usage::settle;
 use crate::config::{self, KeyError};
@@ -51,10 +52,6 @@ pub struct Rounds {
     /// How many parts of the bill to [`Control::flush`].
     pub parts: u32,
 }
-
-/// A [`Control`] that many requests share. Its calls write to maps and wait for the kernel, so they belong on a
-/// thread that may block: [`call`].
-pub type Shared = Arc<Mutex<Control>>;
 
 /// Why a command was not done.
 #[derive(Debug, thiserror::Error)]
@@ -423,28 +420,6 @@ fn owners(model: &Model) -> impl Fn(u32) -> Option<Owner> {
         let closing = || model.closing_on(meter).map(|closing| Owner::Closing(closing.address));
         model.bindings().get(meter).map(Owner::Binding).or_else(closing)
     }
-}
-
-/// Runs `work` on the control plane, on a thread that may block.
-///
-/// # Errors
-/// If `work` panicked, or an earlier call did and left the state in doubt.
-pub async fn call<T: Send + 'static>(
-    control: &Shared,
-    work: impl FnOnce(&mut Control) -> T + Send + 'static,
-) -> anyhow::Result<T> {
-    let control = Arc::clone(control);
-    // Gone with this future: whoever does not wait any more has been told that it was not done.
-    let waits = Arc::new(());
-    let is_waited_for = Arc::downgrade(&waits);
-    let locked = move || {
-        let mut control = control.lock().ok()?;
-        is_waited_for.upgrade()?;
-        Some(work(&mut control))
-    };
-    let done = tokio::task::spawn_blocking(locked).await.ok().flatten();
-    drop(waits);
-    done.context("the daemon has hit a bug and its state is in doubt; see its log, and restart it")
 }
 
 /// The first few of many bindings, for people.

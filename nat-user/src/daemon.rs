@@ -4,7 +4,8 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::pin::Pin;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +17,8 @@ use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::task::JoinSet;
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
 use crate::api::socket::Claim;
 use crate::api::{self, server};
@@ -115,56 +117,46 @@ pub async fn serve(
     let tracer = dataplane.take_tracer().context("the datapath reports to another daemon")?;
     let control = Control::start(store, dataplane, config.usage, SystemTime::now())
         .context("the datapath cannot be set up")?;
-    let control: Shared = Arc::new(Mutex::new(control));
+    let control = Shared::new(control);
     let api = sockets.api.listen()?;
     announce(config, &sockets)?;
     let (hub, tracing) = Hub::start(tracer)?;
     memory::give_back();
 
-    let in_charge = Arc::clone(&control);
     let (stop, stopping) = watch::channel(());
     let stopped = || {
         let mut stopping = stopping.clone();
         async move { while stopping.changed().await.is_ok() {} }
     };
-    tokio::join!(
-        server::serve(
-            api,
-            api::router(Arc::clone(&control), Arc::clone(&hub), config.api.rate),
-            api::MAX_CONNECTION,
-            stopped()
-        ),
-        server::serve(
-            sockets.metrics,
-            metrics::router(Arc::clone(&control), config.metrics),
-            metrics::MAX_CONNECTION,
-            stopped()
-        ),
-        keep_ticking(Arc::clone(&control), stopped()),
-        keep_following(Arc::clone(&hub), control, stopped()),
-        async {
-            tokio::pin!(shutdown);
-            tokio::select! {
-                () = ready(&in_charge) => {
-                    notify(NotifyState::Ready);
-                    (&mut shutdown).await;
-                }
-                () = &mut shutdown => {}
-            }
-            info!("ending; the datapath goes on forwarding");
-            notify(NotifyState::Stopping);
-            hub.end();
-            drop(stop);
+    // Each a task of its own, for a call of the control plane blocks whatever is in the same one.
+    let mut tasks = JoinSet::new();
+    let router = api::router(control.clone(), Arc::clone(&hub), config.api.rate);
+    tasks.spawn(server::serve(api, router, api::MAX_CONNECTION, stopped()));
+    let router = metrics::router(control.clone(), config.metrics);
+    tasks.spawn(server::serve(sockets.metrics, router, metrics::MAX_CONNECTION, stopped()));
+    tasks.spawn(keep_ticking(control.clone(), stopped()));
+    tasks.spawn(keep_following(Arc::clone(&hub), control.clone(), stopped()));
+    tokio::pin!(shutdown);
+    tokio::select! {
+        () = ready(&control) => {
+            notify(NotifyState::Ready);
+            (&mut shutdown).await;
         }
-    );
+        () = &mut shutdown => {}
+    }
+    info!("ending; the datapath goes on forwarding");
+    notify(NotifyState::Stopping);
+    hub.end();
+    drop(stop);
+    tasks.join_all().await;
     // It ends in a moment, and leaves nothing switched on.
     if tokio::task::spawn_blocking(|| tracing.join()).await?.is_err() {
         error!("the trace has hit a bug");
     }
     // What was carried until now is on the bill, whatever becomes of the machine.
-    let parts = control::call(&in_charge, |control| control.flush_parts()).await?;
+    let parts = control::call(&control, |control| control.flush_parts()).await?;
     for part in 0..parts {
-        control::call(&in_charge, move |control| control.flush(part, SystemTime::now())).await?;
+        control::call(&control, |control| control.flush(part, SystemTime::now())).await?;
     }
     Ok(())
 }
@@ -210,40 +202,54 @@ fn carry_log(mut logger: ProgramLogger) {
 
 /// Does again and again what time brings.
 async fn keep_ticking(control: Shared, stop: impl Future<Output = ()>) {
-    let tick = async || {
-        let rounds = control::call(&control, |control| control.tick(SystemTime::now())).await?;
-        for _ in 0..rounds.looks {
-            control::call(&control, Control::patrol).await?;
-        }
-        for part in 0..rounds.parts {
-            control::call(&control, move |control| control.flush(part, SystemTime::now())).await?;
-        }
-        Ok(())
-    };
-    repeat(TICK, stop, tick).await;
+    let mut periods = Periods::of(TICK, stop);
+    while periods.next().await {
+        report(tick(&control).await);
+    }
+}
+
+async fn tick(control: &Shared) -> anyhow::Result<()> {
+    let rounds = control::call(control, |control| control.tick(SystemTime::now())).await?;
+    for _ in 0..rounds.looks {
+        control::call(control, Control::patrol).await?;
+    }
+    for part in 0..rounds.parts {
+        control::call(control, |control| control.flush(part, SystemTime::now())).await?;
+    }
+    Ok(())
 }
 
 /// Looks again and again where bindings have moved to that are traced.
 async fn keep_following(hub: Arc<Hub>, control: Shared, stop: impl Future<Output = ()>) {
-    repeat(trace::RENEWAL, stop, async || trace::follow(&hub, &control).await).await;
+    let mut periods = Periods::of(trace::RENEWAL, stop);
+    while periods.next().await {
+        report(trace::follow(&hub, &control).await);
+    }
 }
 
-/// Works once a period until it is to stop. Work that fails is done again the next time.
-async fn repeat(
-    period: Duration,
-    stop: impl Future<Output = ()>,
-    work: impl AsyncFn() -> anyhow::Result<()>,
-) {
-    let mut ticks = interval(period);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    tokio::pin!(stop);
-    loop {
+/// Work that fails is done again the next time.
+fn report(worked: anyhow::Result<()>) {
+    worked.unwrap_or_else(|error| error!("{error:#}"));
+}
+
+/// Periods that follow each other until something ends.
+struct Periods<S> {
+    ticks: Interval,
+    stop: Pin<Box<S>>,
+}
+
+impl<S: Future<Output = ()>> Periods<S> {
+    fn of(period: Duration, stop: S) -> Self {
+        let mut ticks = interval(period);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { ticks, stop: Box::pin(stop) }
+    }
+
+    /// Waits for the next one; whether there is one.
+    async fn next(&mut self) -> bool {
         tokio::select! {
-            _ = ticks.tick() => {}
-            () = &mut stop => return,
-        }
-        if let Err(error) = work().await {
-            error!("{error:#}");
+            _ = self.ticks.tick() => true,
+            () = &mut self.stop => false,
         }
     }
 }

@@ -43,7 +43,8 @@ impl TestDaemon {
         let (listening, metrics) = oneshot::channel();
         let (its_config, its_dataplane) = (config.clone(), dataplane.clone());
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
             let serving = async {
                 let sockets = Sockets::claim(&its_config).unwrap();
                 listening.send(sockets.metrics_address().unwrap()).unwrap();

@@ -17,12 +17,10 @@ use hyper::client::conn::http1;
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::types::{
     AddressDrops, Allocate, Attach, Counters, CreateVm, Eip, Failure, Imported, Pool, Stats, Status, Top,
@@ -35,6 +33,9 @@ pub use lines::{List, Watch};
 
 /// How long the daemon may take to answer: longer than it takes to say that it has taken too long.
 const PATIENCE: Duration = Duration::from_secs(35);
+
+/// After how long it is tried again to connect where there was no room.
+const NO_ROOM: Duration = Duration::from_millis(10);
 
 /// How long a million lines may take, or a copy of the store; likewise.
 const IMPORT_PATIENCE: Duration = Duration::from_mins(16);
@@ -302,18 +303,17 @@ impl Client {
     }
 }
 
-/// Connects, and waits for its turn where many do: without blocking, the kernel would only say that there is no room.
+/// Connects, and waits for its turn where many do: then the kernel says that there is no room.
 async fn connect(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
-    let address = SocketAddrUnix::new(socket)?;
-    let connect = move || -> io::Result<std::os::unix::net::UnixStream> {
-        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-        set_socket_timeout(&socket, Timeout::Send, Some(patience))?;
-        rustix::net::connect(&socket, &address)?;
-        let stream = std::os::unix::net::UnixStream::from(socket);
-        stream.set_nonblocking(true)?;
-        Ok(stream)
+    let connect = async {
+        loop {
+            match UnixStream::connect(socket).await {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => sleep(NO_ROOM).await,
+                connected => return connected,
+            }
+        }
     };
-    UnixStream::from_std(tokio::task::spawn_blocking(connect).await??)
+    timeout(patience, connect).await.unwrap_or_else(|_| Err(ErrorKind::WouldBlock.into()))
 }
 
 fn no_daemon(socket: &Path, error: &io::Error) -> Error {

@@ -98,7 +98,7 @@ pub(super) async fn list(State(control): State<Shared>) -> Result<Response, ApiE
 )]
 pub(super) async fn show(State(control): State<Shared>, eip: Eip) -> Answer<types::Eip> {
     let Path(eip) = eip?;
-    let show = move |control: &mut Control| {
+    let show = |control: &mut Control| {
         let model = control.model();
         model.eip(eip).map(|eip| types::Eip::of(model, eip))
     };
@@ -114,7 +114,7 @@ pub(super) async fn show(State(control): State<Shared>, eip: Eip) -> Answer<type
 )]
 pub(super) async fn counters(State(control): State<Shared>, eip: Eip) -> Answer<types::Counters> {
     let Path(eip) = eip?;
-    Ok(Json(control::call(&control, move |control| control.carried(eip)).await??))
+    Ok(Json(control::call(&control, |control| control.carried(eip)).await??))
 }
 
 /// The packets that were dropped of late which concern a public address: for it, or from what it stands for.
@@ -126,7 +126,7 @@ pub(super) async fn counters(State(control): State<Shared>, eip: Eip) -> Answer<
 )]
 pub(super) async fn drops(State(control): State<Shared>, address: Eip) -> Answer<Vec<types::AddressDrops>> {
     let Path(address) = address?;
-    let drops = control::call(&control, move |control| control.drops(address)).await??;
+    let drops = control::call(&control, |control| control.drops(address)).await??;
     Ok(Json(drops.iter().map(Into::into).collect()))
 }
 
@@ -144,7 +144,7 @@ pub(super) async fn usage(
     let Query(query) = query?;
     let after = query.after.as_deref().map(str::parse).transpose()?;
     let asked = store::Query::from(&query);
-    let page = move |control: &mut Control| match after {
+    let page = |control: &mut Control| match after {
         None => control.usage(&asked, SystemTime::now()),
         Some(after) => control.ended_usage(&asked, after),
     };
@@ -252,7 +252,7 @@ pub(super) async fn vms(State(control): State<Shared>) -> Result<Response, ApiEr
 )]
 pub(super) async fn show_vm(State(control): State<Shared>, name: VmName) -> Answer<types::Vm> {
     let Path(name) = name?;
-    let show = move |control: &mut Control| {
+    let show = |control: &mut Control| {
         let model = control.model();
         model.vm(&name).map(|vm| types::Vm::of(model, vm))
     };

@@ -58,7 +58,6 @@ async fn send<T: Serialize + Send + 'static, K: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
-    use std::sync::{Arc, Mutex};
     use std::time::{Duration, SystemTime};
 
     use http_body_util::BodyExt as _;
@@ -88,10 +87,10 @@ mod tests {
             account: None,
         };
         control.import(&(0..count).map(line).collect::<Vec<_>>(), now).unwrap();
-        Arc::new(Mutex::new(control))
+        Shared::new(control)
     }
 
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn a_list_is_an_array_of_many_lines() {
         let piece = u32::try_from(AT_ONCE).unwrap();
         for (count, lines) in [(0, 1), (1, 1), (piece, 1), (piece + 1, 2), (2 * piece + 5, 3)] {

@@ -32,7 +32,7 @@ pub(super) async fn explain(
     body: Result<Json<Question>, JsonRejection>,
 ) -> Result<Json<Explanation>, ApiError> {
     let Json(question) = body?;
-    Ok(Json(control::call(&control, move |control| control.explain(&question)).await??))
+    Ok(Json(control::call(&control, |control| control.explain(&question)).await??))
 }
 
 /// Watch packets: a line of JSON for each, for as long as the connection lasts. A line `{"left_out":N}` says that so many
@@ -55,9 +55,8 @@ pub(super) async fn trace(
 ) -> Result<Response, ApiError> {
     let Json(interest) = body?;
     interest.check().map_err(|what| ApiError(StatusCode::BAD_REQUEST, what))?;
-    let eips = interest.eips.clone();
-    let look = move |control: &mut Control| {
-        let shown = eips.into_iter().map(|eip| Ok((eip, control.shown_by(eip)?)));
+    let look = |control: &mut Control| {
+        let shown = interest.eips.iter().map(|&eip| Ok((eip, control.shown_by(eip)?)));
         Ok::<_, control::Error>((shown.collect::<Result<Shown, control::Error>>()?, control.ports()))
     };
     let (shown, ports) = control::call(&control, look).await??;

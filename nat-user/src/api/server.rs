@@ -5,9 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use axum::Router;
 use axum::serve::Listener;
-use axum::{Extension, Router};
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use log::debug;
@@ -51,11 +54,16 @@ pub async fn serve<L: Listener>(
     shutdown: impl Future<Output = ()>,
 ) {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS as usize));
+    let service = TowerToHyperService::new(router);
     let accept_all = async {
         while let Ok(place) = Arc::clone(&room).acquire_owned().await {
             let (io, _) = listener.accept().await;
             let stay = Stay::default();
-            let service = TowerToHyperService::new(router.clone().layer(Extension(stay.clone())));
+            let (service, its_stay) = (service.clone(), stay.clone());
+            let service = service_fn(move |mut request: Request<Incoming>| {
+                request.extensions_mut().insert(its_stay.clone());
+                service.call(request)
+            });
             tokio::spawn(async move {
                 let mut http = http1::Builder::new();
                 http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(MAX_HEAD_DURATION);

@@ -312,23 +312,23 @@ fn whoever_waits_for_an_address_is_served_before_a_new_command() {
 }
 
 /// Its client has been told that it has taken too long.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_call_that_nobody_waits_for_any_more_is_not_carried_out() {
     let dataplane = MemoryDataplane::new(4);
-    let control: Shared = Arc::new(Mutex::new(start(&dataplane)));
-    let held = Arc::clone(&control);
+    let control = Shared::new(start(&dataplane));
+    let held = control.clone();
     let (taken, is_taken) = tokio::sync::oneshot::channel();
     let (release, is_released) = std::sync::mpsc::channel::<()>();
-    let holder = std::thread::spawn(move || {
-        let _control = held.lock();
+    let keep = move |_: &mut Control| {
         taken.send(()).unwrap();
         is_released.recv()
-    });
+    };
+    let holder = tokio::spawn(async move { call(&held, keep).await });
     is_taken.await.unwrap();
     let allocate = call(&control, |control| execute(control, &ALLOCATE).map(drop));
     tokio::time::timeout(Duration::from_millis(50), allocate).await.unwrap_err();
     release.send(()).unwrap();
-    holder.join().unwrap().unwrap();
+    holder.await.unwrap().unwrap().unwrap();
     let eips = call(&control, |control| control.model().eips().count()).await.unwrap();
     assert_eq!(eips, 0);
 }

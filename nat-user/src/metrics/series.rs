@@ -73,7 +73,7 @@ pub(super) async fn send(control: &Shared, config: config::Metrics, pipe: &Pipe)
     for family in &OF_EIPS {
         let (mut piece, mut next) = (Piece::new(family), Some(Ipv4Addr::UNSPECIFIED));
         while let Some(from) = next {
-            let read = move |control: &mut Control| control.metered(from, active_since);
+            let read = |control: &mut Control| control.metered(from, active_since);
             let (some, after) = control::call(control, read).await??;
             for (address, account, carried) in &some {
                 piece.add(format_args!("eip=\"{address}\",account=\"{account}\""), carried);

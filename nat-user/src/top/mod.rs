@@ -7,7 +7,6 @@ mod rates;
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
@@ -91,17 +90,14 @@ pub async fn measure(control: &Shared, question: Question) -> anyhow::Result<Top
     let counted_before = Counted::take(control).await?;
     let mut readings = Vec::new();
     for some in attached(control).await?.chunks(AT_ONCE) {
-        let some = some.to_vec();
-        readings.push(control::call(control, move |control| Reading::take(control, &some)).await??);
+        readings.push(control::call(control, |control| Reading::take(control, some)).await??);
     }
     sleep_until((began + interval).into()).await;
 
-    let filter = Arc::new(filter);
     let mut tally = Tally::new(Baseline::new(began, readings), ranking);
     for some in attached(control).await?.chunks(AT_ONCE) {
-        let (some, filter) = (some.to_vec(), Arc::clone(&filter));
-        let read = move |control: &mut Control| {
-            let read = Reading::take(control, &some)?;
+        let read = |control: &mut Control| {
+            let read = Reading::take(control, some)?;
             let matches = |(one, _): &(Attached, Meter)| {
                 control.model().eip(one.eip).is_ok_and(|eip| filter.matches(control.model(), eip))
             };
@@ -113,15 +109,14 @@ pub async fn measure(control: &Shared, question: Question) -> anyhow::Result<Top
     }
     let counted = Counted::take(control).await?;
     let ranked = tally.end();
-    control::call(control, move |control| answer(control, ranked, &counted_before, &counted)).await
+    control::call(control, |control| answer(control, ranked, &counted_before, &counted)).await
 }
 
 /// Every EIP that is attached, by meter: so the readings run through the datapath's memory in order.
 async fn attached(control: &Shared) -> anyhow::Result<Vec<Attached>> {
     let (mut all, mut next) = (Vec::new(), Some(Ipv4Addr::UNSPECIFIED));
     while let Some(from) = next {
-        let (some, after) =
-            control::call(control, move |control| control.attached_from(from, AT_ONCE)).await?;
+        let (some, after) = control::call(control, |control| control.attached_from(from, AT_ONCE)).await?;
         all.extend(some);
         next = after;
     }
