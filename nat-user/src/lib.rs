@@ -10,6 +10,7 @@
 //! **Invariants:** the model does no I/O; the store commits before the datapath changes; only [`reconcile::apply`]
 //! writes bindings; a command is acknowledged when its change is in force for every packet.
 
+mod ahead;
 pub mod api;
 pub mod cli;
 pub mod config;

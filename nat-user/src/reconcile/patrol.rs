@@ -8,9 +8,8 @@ use crate::model::Model;
 /// been looked at once more: one round later than that. At a round a second that leaves time to mend it within five.
 const ROUNDS: usize = 2;
 
-/// How many halves are read at a time. A command that comes meanwhile waits for as long as that takes, which is less than a
-/// millisecond.
-const AT_ONCE: u32 = 1024;
+/// How many halves are read at a time. A command that comes meanwhile waits for as long as that takes, a fifth of a millisecond.
+const AT_ONCE: u32 = 256;
 
 /// How many meters are looked through for such as were not seen, for each half that is read at a time.
 const METERS: u32 = 32;

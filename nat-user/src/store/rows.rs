@@ -1,21 +1,18 @@
 //! Records as rows of the database. A million of them are put into words, or made of them, on another CPU than the one that has
 //! the rest of the work.
 
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread;
+use std::sync::mpsc::SyncSender;
 
 use anyhow::Context as _;
 use rusqlite::{Connection, Transaction, params};
 
 use super::digest::Digest;
 use super::{Damage, schema};
+use crate::ahead::read_ahead;
 use crate::model::{Edit, Record};
 
 /// How many are handed over at a time.
 const AT_ONCE: usize = 4096;
-
-/// How many times that is worked ahead.
-const AHEAD: usize = 2;
 
 /// A row that is to be written.
 struct Row {
@@ -66,12 +63,12 @@ pub(super) fn write(
     if edits.len() <= AT_ONCE {
         return write(rows(edits));
     }
-    thread::scope(|scope| {
-        let (sender, receiver) = sync_channel(AHEAD);
-        // If writing fails, nobody takes more.
-        scope.spawn(move || edits.chunks(AT_ONCE).map(rows).all(|some| sender.send(some).is_ok()));
-        receiver.into_iter().try_for_each(&mut write)
-    })
+    // If writing fails, nobody takes more.
+    let make = |sender: &SyncSender<_>| {
+        edits.chunks(AT_ONCE).map(rows).all(|some| sender.send(some).is_ok());
+        Ok(())
+    };
+    read_ahead(make, write)
 }
 
 /// A record, and its text if an older version has written it in other words.
@@ -108,10 +105,5 @@ pub(super) fn for_each(
     connection: &mut Connection,
     mut tell: impl FnMut(Read) -> anyhow::Result<()>,
 ) -> anyhow::Result<Digest> {
-    thread::scope(|scope| {
-        let (sender, receiver) = sync_channel(AHEAD);
-        let reader = scope.spawn(move || read(connection, &sender));
-        receiver.into_iter().flatten().try_for_each(&mut tell)?;
-        reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+    read_ahead(|sender| read(connection, sender), |some: Vec<Read>| some.into_iter().try_for_each(&mut tell))
 }

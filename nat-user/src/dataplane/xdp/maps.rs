@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::sync::mpsc::SyncSender;
 
 use anyhow::{Context as _, ensure};
 use aya::Ebpf;
@@ -15,14 +16,15 @@ use nat_common::abi::slowpath::{Bucket, Tally};
 use nat_common::abi::{self, Addr, AddressKind, Inbound, Meter, Node, Outbound, OutboundKey, map};
 use nat_common::verdict::{Counter, Errand, Punt, Reject};
 
-use super::super::{AT_ONCE, Binding, Half, Place, Verdicts};
-use super::batch;
+use super::super::{Half, Verdicts};
 use super::drops::Drops;
 use super::express::Express;
 use super::generations::Sums;
+use super::halves::Halves;
 use super::kinds::Kinds;
 use super::meters::Meters;
 use super::numbers::Numbers;
+use crate::ahead::read_ahead;
 use crate::model;
 
 // aya wants its own marker on keys and values; byte arrays have it.
@@ -40,8 +42,7 @@ plain!(Inbound, OutboundKey, Outbound, Meter, Node, abi::Port, Dropped, Bucket);
 
 /// Handles of all maps.
 pub(super) struct Maps {
-    inbound: HashMap<MapData, Addr, Bytes<Inbound>>,
-    outbound: HashMap<MapData, Bytes<OutboundKey>, Bytes<Outbound>>,
+    halves: Halves,
     meters: Meters,
     counters: PerCpuArray<MapData, u64>,
     ports: HashMap<MapData, u32, Bytes<abi::Port>>,
@@ -69,8 +70,7 @@ impl Maps {
         let addresses = take(ebpf, map::ADDRESSES)?;
         let kinds = kinds(&addresses).with_context(|| failed(map::ADDRESSES))?;
         Ok(Self {
-            inbound: take(ebpf, map::INBOUND)?,
-            outbound: take(ebpf, map::OUTBOUND)?,
+            halves: Halves::take(ebpf)?,
             meters: Meters::open(meters.map(), model::meters(capacity))
                 .with_context(|| failed(map::METERS))?,
             counters: take(ebpf, map::COUNTERS)?,
@@ -95,15 +95,15 @@ impl Maps {
     /// Shows every half that stands, and brings the express lane to what they say.
     pub(super) fn survey(&mut self, see: &mut dyn FnMut(Half)) -> anyhow::Result<()> {
         self.express.begin_anew();
-        let mut next = Some(Place::default());
-        while let Some(place) = next {
-            let (some, after) = self.some_halves(place, AT_ONCE)?;
+        let (halves, express) = (&self.halves, &mut self.express);
+        let read = |sender: &SyncSender<_>| halves.all(|some| sender.send(some).is_ok());
+        read_ahead(read, |some| {
             for half in some {
-                self.express.insert(half);
+                express.insert(half);
                 see(half);
             }
-            next = place.after(after);
-        }
+            anyhow::Ok(())
+        })?;
         self.express.settle();
         Ok(())
     }
@@ -232,53 +232,17 @@ impl Maps {
         Ok(())
     }
 
-    /// Some halves of one kind, from a place on, and where those after them begin.
-    pub(super) fn some_halves(
-        &self,
-        Place { is_outbound, at }: Place,
-        count: u32,
-    ) -> anyhow::Result<(Vec<Half>, Option<u32>)> {
-        if is_outbound {
-            let (some, next) =
-                batch::read(&self.outbound, at, count).with_context(|| failed(map::OUTBOUND))?;
-            let half = |(key, value)| Half::Outbound(outbound_binding(key, value));
-            return Ok((some.into_iter().map(half).collect(), next));
-        }
-        let (some, next) = batch::read(&self.inbound, at, count).with_context(|| failed(map::INBOUND))?;
-        let half = |(key, value)| Half::Inbound(inbound_binding(key, value));
-        Ok((some.into_iter().map(half).collect(), next))
-    }
-
-    pub(super) fn inbound(&self, public_ip: Ipv4Addr) -> anyhow::Result<Option<Binding>> {
-        let key = public_ip.octets();
-        let value = found(self.inbound.get(&key, 0)).with_context(|| failed(map::INBOUND))?;
-        Ok(value.map(|value| inbound_binding(key, value)))
-    }
-
-    pub(super) fn outbound(&self, tenant: u32, private_ip: Ipv4Addr) -> anyhow::Result<Option<Binding>> {
-        let key = bytemuck::cast(OutboundKey { tenant, private_ip: private_ip.octets() });
-        let value = found(self.outbound.get(&key, 0)).with_context(|| failed(map::OUTBOUND))?;
-        Ok(value.map(|value| outbound_binding(key, value)))
+    /// The maps of bindings.
+    pub(super) fn halves(&self) -> &Halves {
+        &self.halves
     }
 
     pub(super) fn insert(&mut self, halves: &[Half]) -> anyhow::Result<()> {
-        let (mut inbound, mut outbound) = (Vec::new(), Vec::new());
         for half in halves {
-            let Binding { public_ip, tenant, private_ip, meter } = half.binding();
+            let meter = half.binding().meter;
             ensure!(meter < self.meters.count(), "there is no room for meter {meter}");
-            match half {
-                Half::Inbound(_) => {
-                    let value = bytemuck::cast(Inbound::new(private_ip.octets(), tenant, meter));
-                    inbound.push((public_ip.octets(), value));
-                }
-                Half::Outbound(_) => {
-                    let key = bytemuck::cast(OutboundKey { tenant, private_ip: private_ip.octets() });
-                    outbound.push((key, bytemuck::cast(Outbound { eip: public_ip.octets(), meter })));
-                }
-            }
         }
-        batch::write(&mut self.outbound, &outbound).with_context(|| failed(map::OUTBOUND))?;
-        batch::write(&mut self.inbound, &inbound).with_context(|| failed(map::INBOUND))?;
+        self.halves.insert(halves)?;
         let is_outbound = |half: &&Half| matches!(half, Half::Outbound(_));
         let outbound_first =
             halves.iter().filter(is_outbound).chain(halves.iter().filter(|half| !is_outbound(half)));
@@ -290,17 +254,7 @@ impl Maps {
 
     pub(super) fn remove(&mut self, half: Half) -> anyhow::Result<()> {
         self.express.remove(half);
-        match half {
-            Half::Inbound(binding) => {
-                found(self.inbound.remove(&binding.public_ip.octets()))
-                    .with_context(|| failed(map::INBOUND))?;
-            }
-            Half::Outbound(binding) => {
-                let key = OutboundKey { tenant: binding.tenant, private_ip: binding.private_ip.octets() };
-                found(self.outbound.remove(&bytemuck::cast(key))).with_context(|| failed(map::OUTBOUND))?;
-            }
-        }
-        Ok(())
+        self.halves.remove(half)
     }
 
     pub(super) fn meters(&self, meters: &[u32]) -> anyhow::Result<Vec<Meter>> {
@@ -390,17 +344,6 @@ fn carried(map: &HashMap<MapData, u32, Bytes<Meter>>) -> Result<BTreeMap<u32, Me
 pub(super) fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<M> {
     let map = ebpf.take_map(name).with_context(|| format!("the program has no map {name}"))?;
     M::try_from(map).with_context(|| format!("the pinned map {name} has another type"))
-}
-
-fn inbound_binding(public_ip: Addr, value: Bytes<Inbound>) -> Binding {
-    let Inbound { private_ip, tenant, meter, .. } = bytemuck::cast(value);
-    Binding { public_ip: public_ip.into(), tenant, private_ip: private_ip.into(), meter }
-}
-
-fn outbound_binding(key: Bytes<OutboundKey>, value: Bytes<Outbound>) -> Binding {
-    let OutboundKey { tenant, private_ip } = bytemuck::cast(key);
-    let Outbound { eip, meter } = bytemuck::cast(value);
-    Binding { public_ip: eip.into(), tenant, private_ip: private_ip.into(), meter }
 }
 
 /// Makes the absence of a key a value.

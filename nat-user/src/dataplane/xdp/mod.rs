@@ -16,6 +16,7 @@ mod findings;
 mod front;
 mod generations;
 mod genl;
+mod halves;
 mod interfaces;
 mod kinds;
 mod links;
@@ -321,8 +322,7 @@ fn quiesce() -> anyhow::Result<()> {
 
 impl Dataplane for XdpDataplane {
     fn some_halves(&self, place: Place, count: u32) -> anyhow::Result<(Vec<Half>, Option<Place>)> {
-        let (some, next) = self.maps.some_halves(place, count)?;
-        Ok((some, place.after(next)))
+        self.maps.halves().some(place, count)
     }
 
     fn survey(&mut self, see: &mut dyn FnMut(Half)) -> anyhow::Result<()> {
@@ -340,11 +340,11 @@ impl Dataplane for XdpDataplane {
     }
 
     fn inbound(&self, public_ip: Ipv4Addr) -> anyhow::Result<Option<Binding>> {
-        self.maps.inbound(public_ip)
+        self.maps.halves().inbound(public_ip)
     }
 
     fn outbound(&self, tenant: u32, private_ip: Ipv4Addr) -> anyhow::Result<Option<Binding>> {
-        self.maps.outbound(tenant, private_ip)
+        self.maps.halves().outbound(tenant, private_ip)
     }
 
     fn insert(&mut self, halves: &[Half]) -> anyhow::Result<()> {
