@@ -4,20 +4,20 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::Context;
+use anyhow::{Context as _, bail};
+use axum::Router;
 use log::{error, info, warn};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use sd_notify::NotifyState;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet, block_in_place};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
 use crate::api::socket::Claim;
@@ -32,6 +32,9 @@ use crate::{memory, metrics};
 
 /// How often it is looked at what time has brought, and the datapath is compared with what it has to be.
 const TICK: Duration = Duration::from_secs(1);
+
+/// How many times bindings are looked at in one turn, at most: some ten milliseconds.
+const MAX_LOOKS: usize = 64;
 
 /// Runs the daemon of a configuration file until SIGTERM or SIGINT. A program that runs already is replaced where it is
 /// another one, or in any case.
@@ -56,16 +59,15 @@ pub fn run(file: &Path, replace_program: bool) -> anyhow::Result<()> {
         if let Some(logger) = dataplane.take_logger() {
             thread::Builder::new().name("xdp-log".to_owned()).spawn(|| carry_log(logger))?;
         }
-        let served = serve(&config, sockets, store, Box::new(dataplane), either(terminate, interrupt)).await;
-        if served.is_err() {
+        let service = Service::start(&config, sockets, store, Box::new(dataplane)).inspect_err(|_| {
             // Nobody counts on it yet. Why it failed is what has to be told.
             if is_first {
                 xdp::unload(&config.datapath.pin_path, |_| Ok(()))
                     .unwrap_or_else(|error| error!("{error:#}"));
             }
             made.remove();
-        }
-        served
+        })?;
+        service.run(either(terminate, interrupt)).await
     })
 }
 
@@ -102,63 +104,95 @@ fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     Ok(TcpListener::from_std(listener)?)
 }
 
-/// Serves `config` on `dataplane` until `shutdown`.
-///
-/// # Errors
-/// If the datapath cannot be brought to the desired state, or the sockets cannot be served.
-pub async fn serve(
-    config: &Config,
-    sockets: Sockets,
-    store: Store,
-    dataplane: Box<dyn Dataplane>,
-    shutdown: impl Future<Output = ()>,
-) -> anyhow::Result<()> {
-    let mut dataplane = dataplane;
-    let tracer = dataplane.take_tracer().context("the datapath reports to another daemon")?;
-    let control = Control::start(store, dataplane, config.usage, SystemTime::now())
-        .context("the datapath cannot be set up")?;
-    let control = Shared::new(control);
-    let api = sockets.api.listen()?;
-    announce(config, &sockets)?;
-    let (hub, tracing) = Hub::start(tracer)?;
-    memory::give_back();
+/// A daemon that forwards, and answers as soon as it [runs](Self::run).
+pub struct Service {
+    api: (UnixListener, Router),
+    metrics: (TcpListener, Router),
+    control: Shared,
+    hub: Arc<Hub>,
+    tracing: thread::JoinHandle<()>,
+    /// What keeps a second daemon off.
+    _claim: Claim,
+}
 
-    let (stop, stopping) = watch::channel(());
-    let stopped = || {
-        let mut stopping = stopping.clone();
-        async move { while stopping.changed().await.is_ok() {} }
-    };
-    // Each a task of its own, for a call of the control plane blocks whatever is in the same one.
-    let mut tasks = JoinSet::new();
-    let router = api::router(control.clone(), Arc::clone(&hub), config.api.rate);
-    tasks.spawn(server::serve(api, router, api::MAX_CONNECTION, stopped()));
-    let router = metrics::router(control.clone(), config.metrics);
-    tasks.spawn(server::serve(sockets.metrics, router, metrics::MAX_CONNECTION, stopped()));
-    tasks.spawn(keep_ticking(control.clone(), stopped()));
-    tasks.spawn(keep_following(Arc::clone(&hub), control.clone(), stopped()));
-    tokio::pin!(shutdown);
-    tokio::select! {
-        () = ready(&control) => {
-            notify(NotifyState::Ready);
-            (&mut shutdown).await;
+impl Service {
+    /// Brings `dataplane` to what `store` says, and takes connections.
+    ///
+    /// # Errors
+    /// If the datapath cannot be brought to the desired state, or the sockets cannot be served.
+    pub fn start(
+        config: &Config,
+        sockets: Sockets,
+        store: Store,
+        mut dataplane: Box<dyn Dataplane>,
+    ) -> anyhow::Result<Self> {
+        let tracer = dataplane.take_tracer().context("the datapath reports to another daemon")?;
+        let control = Control::start(store, dataplane, config.usage, SystemTime::now())
+            .context("the datapath cannot be set up")?;
+        let control = Shared::new(control);
+        let api = sockets.api.listen()?;
+        announce(config, &sockets)?;
+        let (hub, tracing) = Hub::start(tracer)?;
+        memory::give_back();
+        Ok(Self {
+            api: (api, api::router(control.clone(), Arc::clone(&hub), config.api.rate)),
+            metrics: (sockets.metrics, metrics::router(control.clone(), config.metrics)),
+            control,
+            hub,
+            tracing,
+            _claim: sockets.api,
+        })
+    }
+
+    /// Serves until `shutdown`.
+    ///
+    /// # Errors
+    /// If it has hit a bug. What it forwards and remembers stays as it is.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let Self {
+            api: (api, api_router),
+            metrics: (metrics, metrics_router),
+            control,
+            hub,
+            tracing,
+            _claim,
+        } = self;
+        let (stop, stopping) = watch::channel(());
+        let stopped = || {
+            let mut stopping = stopping.clone();
+            async move { while stopping.changed().await.is_ok() {} }
+        };
+        // Each a task of its own, for a call of the control plane blocks whatever is in the same one.
+        let mut tasks = JoinSet::new();
+        tasks.spawn(server::serve(api, api_router, api::MAX_CONNECTION, stopped()));
+        tasks.spawn(server::serve(metrics, metrics_router, metrics::MAX_CONNECTION, stopped()));
+        let loops = [
+            tasks.spawn(keep_ticking(control.clone())),
+            tasks.spawn(keep_following(Arc::clone(&hub), control.clone())),
+            tasks.spawn(tell_when_ready(control.clone())),
+        ];
+        let served = tokio::select! {
+            () = shutdown => Ok(()),
+            ended = all_ended(&mut tasks) => ended,
+        };
+        info!("ending; the datapath goes on forwarding");
+        notify(NotifyState::Stopping);
+        hub.end();
+        drop(stop);
+        // Between two calls, so nothing is half done.
+        loops.iter().for_each(AbortHandle::abort);
+        let ended = all_ended(&mut tasks).await;
+        // It ends in a moment, and leaves nothing switched on.
+        if block_in_place(|| tracing.join()).is_err() {
+            error!("the trace has hit a bug");
         }
-        () = &mut shutdown => {}
+        // What was carried until now is on the bill, whatever becomes of the machine.
+        let parts = control::call(&control, |control| control.flush_parts()).await?;
+        for part in 0..parts {
+            control::call(&control, |control| control.flush(part, SystemTime::now())).await?;
+        }
+        served.and(ended)
     }
-    info!("ending; the datapath goes on forwarding");
-    notify(NotifyState::Stopping);
-    hub.end();
-    drop(stop);
-    tasks.join_all().await;
-    // It ends in a moment, and leaves nothing switched on.
-    if tokio::task::spawn_blocking(|| tracing.join()).await?.is_err() {
-        error!("the trace has hit a bug");
-    }
-    // What was carried until now is on the bill, whatever becomes of the machine.
-    let parts = control::call(&control, |control| control.flush_parts()).await?;
-    for part in 0..parts {
-        control::call(&control, |control| control.flush(part, SystemTime::now())).await?;
-    }
-    Ok(())
 }
 
 fn announce(config: &Config, sockets: &Sockets) -> anyhow::Result<()> {
@@ -172,14 +206,25 @@ fn announce(config: &Config, sockets: &Sockets) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns when every binding forwards.
-async fn ready(control: &Shared) {
-    while control::call(control, |control| control.problems())
+/// Waits until all have ended, or the first one by a panic.
+async fn all_ended(tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
+    while let Some(ended) = tasks.join_next().await {
+        if ended.is_err_and(|error| error.is_panic()) {
+            bail!("a part of the daemon has hit a bug; see its log, and restart it");
+        }
+    }
+    Ok(())
+}
+
+/// Tells the service manager when every binding forwards.
+async fn tell_when_ready(control: Shared) {
+    while control::call(&control, |control| control.problems())
         .await
         .is_ok_and(|problems| !problems.is_empty())
     {
         sleep(Duration::from_millis(200)).await;
     }
+    notify(NotifyState::Ready);
 }
 
 /// Tells the service manager, where there is one.
@@ -201,17 +246,23 @@ fn carry_log(mut logger: ProgramLogger) {
 }
 
 /// Does again and again what time brings.
-async fn keep_ticking(control: Shared, stop: impl Future<Output = ()>) {
-    let mut periods = Periods::of(TICK, stop);
-    while periods.next().await {
+async fn keep_ticking(control: Shared) {
+    let mut periods = periods(TICK);
+    loop {
+        periods.tick().await;
         report(tick(&control).await);
     }
 }
 
 async fn tick(control: &Shared) -> anyhow::Result<()> {
     let rounds = control::call(control, |control| control.tick(SystemTime::now())).await?;
-    for _ in 0..rounds.looks {
-        control::call(control, Control::patrol).await?;
+    let (began, mut looks) = (Instant::now(), 0);
+    while looks < rounds.looks {
+        // Where many others want their turn there are few; then each makes up for those that were waited for.
+        let due = rounds.looks.saturating_mul(millis(began.elapsed())) / millis(TICK);
+        let more = due.saturating_sub(looks).clamp(1, MAX_LOOKS);
+        control::call(control, |control| (0..more).for_each(|_| control.patrol())).await?;
+        looks += more;
     }
     for part in 0..rounds.parts {
         control::call(control, |control| control.flush(part, SystemTime::now())).await?;
@@ -219,39 +270,28 @@ async fn tick(control: &Shared) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn millis(duration: Duration) -> usize {
+    usize::try_from(duration.as_millis()).unwrap_or(usize::MAX)
+}
+
 /// Looks again and again where bindings have moved to that are traced.
-async fn keep_following(hub: Arc<Hub>, control: Shared, stop: impl Future<Output = ()>) {
-    let mut periods = Periods::of(trace::RENEWAL, stop);
-    while periods.next().await {
+async fn keep_following(hub: Arc<Hub>, control: Shared) {
+    let mut periods = periods(trace::RENEWAL);
+    loop {
+        periods.tick().await;
         report(trace::follow(&hub, &control).await);
     }
+}
+
+fn periods(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 /// Work that fails is done again the next time.
 fn report(worked: anyhow::Result<()>) {
     worked.unwrap_or_else(|error| error!("{error:#}"));
-}
-
-/// Periods that follow each other until something ends.
-struct Periods<S> {
-    ticks: Interval,
-    stop: Pin<Box<S>>,
-}
-
-impl<S: Future<Output = ()>> Periods<S> {
-    fn of(period: Duration, stop: S) -> Self {
-        let mut ticks = interval(period);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { ticks, stop: Box::pin(stop) }
-    }
-
-    /// Waits for the next one; whether there is one.
-    async fn next(&mut self) -> bool {
-        tokio::select! {
-            _ = self.ticks.tick() => true,
-            () = &mut self.stop => false,
-        }
-    }
 }
 
 async fn either(mut terminate: Signal, mut interrupt: Signal) {

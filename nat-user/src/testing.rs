@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 
 use crate::config::{Api, Config, DEFAULT_RATE};
-use crate::daemon::{self, Sockets};
+use crate::daemon::{Service, Sockets};
 use crate::dataplane::memory::MemoryDataplane;
 use crate::store::Store;
 
@@ -50,7 +50,8 @@ impl TestDaemon {
                 listening.send(sockets.metrics_address().unwrap()).unwrap();
                 let shutdown = async { stopped.await.unwrap_or_default() };
                 let store = Store::open(&its_config.store_path, its_config.spec.clone(), 4).unwrap();
-                daemon::serve(&its_config, sockets, store, Box::new(its_dataplane), shutdown).await.unwrap();
+                let service = Service::start(&its_config, sockets, store, Box::new(its_dataplane)).unwrap();
+                service.run(shutdown).await.unwrap();
             };
             runtime.block_on(serving);
         });

@@ -133,7 +133,7 @@ impl Changeover {
         })
     }
 
-    /// Changes over, and returns its calls of bpf(2) in order.
+    /// Changes over, and returns the calls of bpf(2) that its main thread makes, in order: strace numbers each thread's by themselves.
     ///
     /// # Errors
     /// When it cannot be traced, or fails.
@@ -143,10 +143,12 @@ impl Changeover {
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{}: {said}", self.program.display());
         let trace = std::fs::read_to_string(trace)?;
-        Ok(trace.lines().filter(|line| line.contains(" bpf(")).map(str::to_owned).collect())
+        let main = trace.split_whitespace().next().context("strace has seen nothing")?;
+        let is_its = |line: &&str| line.contains(" bpf(") && line.split_whitespace().next() == Some(main);
+        Ok(trace.lines().filter(is_its).map(str::to_owned).collect())
     }
 
-    /// Changes over, and is killed when it makes a system call for the n-th time. Returns whether it came that far.
+    /// Changes over, and is killed when a thread of its makes a system call for the n-th time. Returns whether it came that far.
     ///
     /// # Errors
     /// When it cannot be traced, or fails before.

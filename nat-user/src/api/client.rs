@@ -303,7 +303,7 @@ impl Client {
     }
 }
 
-/// Connects, and waits for its turn where many do: then the kernel says that there is no room.
+/// Connects, and tries again where so many do that the kernel says that there is no room.
 async fn connect(socket: &Path, patience: Duration) -> io::Result<UnixStream> {
     let connect = async {
         loop {

@@ -10,7 +10,7 @@ use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, Que
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use tokio::task::spawn_blocking;
+use tokio::task::block_in_place;
 
 use super::{ApiError, import as lines, list, types};
 use crate::control::{self, Control, Shared};
@@ -223,7 +223,7 @@ pub(super) async fn import(
     let lines = lines::parse(&body?).map_err(|what| ApiError(StatusCode::BAD_REQUEST, what))?;
     let import = move |control: &mut Control| control.import(&lines, SystemTime::now());
     let imported = control::call(&control, import).await;
-    spawn_blocking(memory::give_back).await.context("memory cannot be given back")?;
+    block_in_place(memory::give_back);
     Ok(Json(types::Imported { imported: imported?? }))
 }
 

@@ -48,7 +48,7 @@ const MAX_QUESTION: usize = 64 * 1024;
 /// Largest import, in bytes: a million lines and more.
 const MAX_IMPORT: usize = 128 * 1024 * 1024;
 
-/// How long a request may take to arrive and to be answered.
+/// How long a request may take to arrive and to have its turn. A command that has begun is finished.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How many may look at the rates at one time.
@@ -60,8 +60,8 @@ const LONG_PATIENCE: Duration = Duration::from_mins(15);
 /// How long a connection may last.
 pub const MAX_CONNECTION: Duration = Duration::from_mins(16);
 
-/// The API over a control plane, for at most `rate` requests a second: each takes the one lock of the control plane, and
-/// many the disk. After a pause, as many are answered at once.
+/// The API over a control plane, for at most `rate` requests a second: each has its turn at the one control
+/// plane, and many take the disk. After a pause, as many are answered at once.
 pub fn router(control: Shared, hub: Arc<Hub>, rate: NonZeroU32) -> Router {
     let (router, openapi) = routes().split_for_parts();
     let limiter = Arc::new(RateLimiter::direct(Quota::per_second(rate)));

@@ -59,12 +59,12 @@ pub async fn serve<L: Listener>(
         while let Ok(place) = Arc::clone(&room).acquire_owned().await {
             let (io, _) = listener.accept().await;
             let stay = Stay::default();
-            let (service, its_stay) = (service.clone(), stay.clone());
-            let service = service_fn(move |mut request: Request<Incoming>| {
-                request.extensions_mut().insert(its_stay.clone());
-                service.call(request)
-            });
+            let service = service.clone();
             tokio::spawn(async move {
+                let service = service_fn(|mut request: Request<Incoming>| {
+                    request.extensions_mut().insert(stay.clone());
+                    service.call(request)
+                });
                 let mut http = http1::Builder::new();
                 http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(MAX_HEAD_DURATION);
                 tokio::select! {

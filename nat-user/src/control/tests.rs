@@ -333,6 +333,16 @@ async fn a_call_that_nobody_waits_for_any_more_is_not_carried_out() {
     assert_eq!(eips, 0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_panic_leaves_the_state_in_doubt_for_everybody_who_comes_later() {
+    let control = Shared::new(start(&MemoryDataplane::new(4)));
+    call(&control, |_| -> () { panic!("a bug") }).await.unwrap_err();
+    for _ in 0..2 {
+        let later = call(&control, |_| unreachable!("nobody has it any more")).await;
+        assert!(later.unwrap_err().to_string().contains("in doubt"));
+    }
+}
+
 #[test]
 fn attached_eips_come_in_pieces_and_with_their_own_meters_alone() {
     let dataplane = MemoryDataplane::new(4);

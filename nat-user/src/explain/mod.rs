@@ -1,7 +1,7 @@
 //! What would become of a packet, and why.
 //!
 //! The running program is asked for its verdict and the packet that would leave, and nat-common's pipeline, given the same maps
-//! and the same FIB, for the steps that lead there. Both run under the control plane's lock, so bindings do not change in
+//! and the same FIB, for the steps that lead there. Both run in one turn at the control plane, so bindings do not change in
 //! between; routes and neighbours may.
 
 mod recorder;

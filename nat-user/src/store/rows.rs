@@ -1,8 +1,6 @@
 //! Records as rows of the database. A million of them are put into words, or made of them, on another CPU than the one that has
 //! the rest of the work.
 
-use std::sync::mpsc::SyncSender;
-
 use anyhow::Context as _;
 use rusqlite::{Connection, Transaction, params};
 
@@ -64,8 +62,8 @@ pub(super) fn write(
         return write(rows(edits));
     }
     // If writing fails, nobody takes more.
-    let make = |sender: &SyncSender<_>| {
-        edits.chunks(AT_ONCE).map(rows).all(|some| sender.send(some).is_ok());
+    let make = |send: &mut dyn FnMut(_) -> bool| {
+        edits.chunks(AT_ONCE).map(rows).all(send);
         Ok(())
     };
     read_ahead(make, write)
@@ -74,8 +72,8 @@ pub(super) fn write(
 /// A record, and its text if an older version has written it in other words.
 pub(super) type Read = (Record, Option<String>);
 
-/// Reads all records to `sender`, as long as somebody takes them, and answers their digest.
-fn read(connection: &mut Connection, sender: &SyncSender<Vec<Read>>) -> anyhow::Result<Digest> {
+/// Sends all records, as long as somebody takes them, and answers their digest.
+fn read(connection: &mut Connection, send: &mut dyn FnMut(Vec<Read>) -> bool) -> anyhow::Result<Digest> {
     let (mut digest, mut some) = (Digest::default(), Vec::with_capacity(AT_ONCE));
     let mut again = Vec::new();
     let mut rows = connection.prepare("SELECT kind, key, value FROM record")?;
@@ -89,14 +87,12 @@ fn read(connection: &mut Connection, sender: &SyncSender<Vec<Read>>) -> anyhow::
         schema::write(&record, &mut again);
         let outdated = (again != value.as_bytes()).then(|| value.to_owned());
         some.push((record, outdated));
-        if some.len() == AT_ONCE
-            && sender.send(std::mem::replace(&mut some, Vec::with_capacity(AT_ONCE))).is_err()
-        {
+        if some.len() == AT_ONCE && !send(std::mem::replace(&mut some, Vec::with_capacity(AT_ONCE))) {
             return Ok(digest);
         }
     }
     // Whoever takes no more has an error of its own.
-    let _ = sender.send(some);
+    let _ = send(some);
     Ok(digest)
 }
 
@@ -105,5 +101,5 @@ pub(super) fn for_each(
     connection: &mut Connection,
     mut tell: impl FnMut(Read) -> anyhow::Result<()>,
 ) -> anyhow::Result<Digest> {
-    read_ahead(|sender| read(connection, sender), |some: Vec<Read>| some.into_iter().try_for_each(&mut tell))
+    read_ahead(|send| read(connection, send), |some: Vec<Read>| some.into_iter().try_for_each(&mut tell))
 }

@@ -24,7 +24,7 @@ impl Halves {
     }
 
     /// Sends all that stand, some at a time, as long as somebody takes them.
-    pub(super) fn all(&self, mut send: impl FnMut(Vec<Half>) -> bool) -> anyhow::Result<()> {
+    pub(super) fn all(&self, send: &mut dyn FnMut(Vec<Half>) -> bool) -> anyhow::Result<()> {
         let mut next = Some(Place::default());
         while let Some(place) = next {
             let (some, after) = self.some(place, AT_ONCE)?;

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::sync::mpsc::SyncSender;
 
 use anyhow::{Context as _, ensure};
 use aya::Ebpf;
@@ -96,14 +95,16 @@ impl Maps {
     pub(super) fn survey(&mut self, see: &mut dyn FnMut(Half)) -> anyhow::Result<()> {
         self.express.begin_anew();
         let (halves, express) = (&self.halves, &mut self.express);
-        let read = |sender: &SyncSender<_>| halves.all(|some| sender.send(some).is_ok());
-        read_ahead(read, |some| {
-            for half in some {
-                express.insert(half);
-                see(half);
-            }
-            anyhow::Ok(())
-        })?;
+        read_ahead(
+            |send| halves.all(send),
+            |some| {
+                for half in some {
+                    express.insert(half);
+                    see(half);
+                }
+                Ok(())
+            },
+        )?;
         self.express.settle();
         Ok(())
     }
