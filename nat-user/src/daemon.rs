@@ -33,8 +33,8 @@ use crate::{memory, metrics};
 /// How often it is looked at what time has brought, and the datapath is compared with what it has to be.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How many times bindings are looked at in one turn, at most: some ten milliseconds.
-const MAX_LOOKS: usize = 64;
+/// For how long bindings are looked at in one turn, at most.
+const MAX_PATROL: Duration = Duration::from_millis(10);
 
 /// Runs the daemon of a configuration file until SIGTERM or SIGINT. A program that runs already is replaced where it is
 /// another one, or in any case.
@@ -256,13 +256,10 @@ async fn keep_ticking(control: Shared) {
 
 async fn tick(control: &Shared) -> anyhow::Result<()> {
     let rounds = control::call(control, |control| control.tick(SystemTime::now())).await?;
-    let (began, mut looks) = (Instant::now(), 0);
+    let mut looks = 0;
     while looks < rounds.looks {
-        // Where many others want their turn there are few; then each makes up for those that were waited for.
-        let due = rounds.looks.saturating_mul(millis(began.elapsed())) / millis(TICK);
-        let more = due.saturating_sub(looks).clamp(1, MAX_LOOKS);
-        control::call(control, |control| (0..more).for_each(|_| control.patrol())).await?;
-        looks += more;
+        let asked = Instant::now();
+        looks += control::call(control, |control| patrol(control, asked.elapsed())).await?;
     }
     for part in 0..rounds.parts {
         control::call(control, |control| control.flush(part, SystemTime::now())).await?;
@@ -270,8 +267,18 @@ async fn tick(control: &Shared) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn millis(duration: Duration) -> usize {
-    usize::try_from(duration.as_millis()).unwrap_or(usize::MAX)
+/// Looks at some bindings, and answers how many times: once, and where many others want their turn, for as long as a quarter of the
+/// time that it was waited for.
+fn patrol(control: &mut Control, waited: Duration) -> usize {
+    let (began, enough) = (Instant::now(), (waited / 4).min(MAX_PATROL));
+    let mut looks = 0;
+    loop {
+        control.patrol();
+        looks += 1;
+        if began.elapsed() >= enough {
+            return looks;
+        }
+    }
 }
 
 /// Looks again and again where bindings have moved to that are traced.
