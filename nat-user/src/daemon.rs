@@ -1,14 +1,15 @@
 //! `eipnat run`: everything is checked before anything is changed, and the datapath outlives the daemon.
 
-use std::future::Future;
+use std::future::{Future, pending};
 use std::io;
 use std::net::SocketAddr;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow};
 use axum::Router;
 use log::{error, info, warn};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -17,7 +18,7 @@ use sd_notify::NotifyState;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinSet, block_in_place};
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
 use crate::api::socket::Claim;
@@ -57,9 +58,10 @@ pub fn run(file: &Path, replace_program: bool) -> anyhow::Result<()> {
             XdpDataplane::start(&config.datapath, &config.spec.pools).inspect_err(|_| made.remove())?;
         let is_first = dataplane.is_first();
         if let Some(logger) = dataplane.take_logger() {
-            thread::Builder::new().name("xdp-log".to_owned()).spawn(|| carry_log(logger))?;
+            let thread = thread::Builder::new().name("xdp-log".to_owned());
+            thread.spawn(|| carry_log(logger)).inspect_err(|_| made.remove())?;
         }
-        let service = Service::start(&config, sockets, store, Box::new(dataplane)).inspect_err(|_| {
+        let service = Service::start(&config, &sockets, store, Box::new(dataplane)).inspect_err(|_| {
             // Nobody counts on it yet. Why it failed is what has to be told.
             if is_first {
                 xdp::unload(&config.datapath.pin_path, |_| Ok(()))
@@ -74,7 +76,7 @@ pub fn run(file: &Path, replace_program: bool) -> anyhow::Result<()> {
 /// Everything that a second daemon could have taken.
 pub struct Sockets {
     api: Claim,
-    metrics: TcpListener,
+    metrics: std::net::TcpListener,
 }
 
 impl Sockets {
@@ -95,13 +97,13 @@ impl Sockets {
     }
 }
 
-fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+fn bind(address: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
     let listener = std::net::TcpListener::bind(address).map_err(|error| {
         let what = format!("cannot listen on {address}: {error}; write another address or port");
         KeyError::new("metrics.listen", what)
     })?;
     listener.set_nonblocking(true)?;
-    Ok(TcpListener::from_std(listener)?)
+    Ok(listener)
 }
 
 /// A daemon that forwards, and answers as soon as it [runs](Self::run).
@@ -111,18 +113,17 @@ pub struct Service {
     control: Shared,
     hub: Arc<Hub>,
     tracing: thread::JoinHandle<()>,
-    /// What keeps a second daemon off.
-    _claim: Claim,
 }
 
 impl Service {
-    /// Brings `dataplane` to what `store` says, and takes connections.
+    /// Brings `dataplane` to what `store` says, and takes connections. `sockets` are to be kept until the end: they keep a second
+    /// daemon off.
     ///
     /// # Errors
     /// If the datapath cannot be brought to the desired state, or the sockets cannot be served.
     pub fn start(
         config: &Config,
-        sockets: Sockets,
+        sockets: &Sockets,
         store: Store,
         mut dataplane: Box<dyn Dataplane>,
     ) -> anyhow::Result<Self> {
@@ -131,16 +132,16 @@ impl Service {
             .context("the datapath cannot be set up")?;
         let control = Shared::new(control);
         let api = sockets.api.listen()?;
-        announce(config, &sockets)?;
+        let metrics = TcpListener::from_std(sockets.metrics.try_clone()?)?;
+        announce(config, sockets)?;
         let (hub, tracing) = Hub::start(tracer)?;
         memory::give_back();
         Ok(Self {
             api: (api, api::router(control.clone(), Arc::clone(&hub), config.api.rate)),
-            metrics: (sockets.metrics, metrics::router(control.clone(), config.metrics)),
+            metrics: (metrics, metrics::router(control.clone(), config.metrics)),
             control,
             hub,
             tracing,
-            _claim: sockets.api,
         })
     }
 
@@ -149,14 +150,7 @@ impl Service {
     /// # Errors
     /// If it has hit a bug. What it forwards and remembers stays as it is.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let Self {
-            api: (api, api_router),
-            metrics: (metrics, metrics_router),
-            control,
-            hub,
-            tracing,
-            _claim,
-        } = self;
+        let Self { api: (api, api_router), metrics: (metrics, metrics_router), control, hub, tracing } = self;
         let (stop, stopping) = watch::channel(());
         let stopped = || {
             let mut stopping = stopping.clone();
@@ -171,9 +165,11 @@ impl Service {
             tasks.spawn(keep_following(Arc::clone(&hub), control.clone())),
             tasks.spawn(tell_when_ready(control.clone())),
         ];
+        tasks.spawn_blocking(|| tracing.join().unwrap_or_else(|panic| resume_unwind(panic)));
         let served = tokio::select! {
             () = shutdown => Ok(()),
-            ended = all_ended(&mut tasks) => ended,
+            // None ends by itself.
+            _ = tasks.join_next() => Err(bug()),
         };
         info!("ending; the datapath goes on forwarding");
         notify(NotifyState::Stopping);
@@ -182,10 +178,6 @@ impl Service {
         // Between two calls, so nothing is half done.
         loops.iter().for_each(AbortHandle::abort);
         let ended = all_ended(&mut tasks).await;
-        // It ends in a moment, and leaves nothing switched on.
-        if block_in_place(|| tracing.join()).is_err() {
-            error!("the trace has hit a bug");
-        }
         // What was carried until now is on the bill, whatever becomes of the machine.
         let parts = control::call(&control, |control| control.flush_parts()).await?;
         for part in 0..parts {
@@ -206,25 +198,33 @@ fn announce(config: &Config, sockets: &Sockets) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits until all have ended, or the first one by a panic.
+/// Waits until all have ended; an error if any did by a panic.
 async fn all_ended(tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
+    let mut all = Ok(());
     while let Some(ended) = tasks.join_next().await {
         if ended.is_err_and(|error| error.is_panic()) {
-            bail!("a part of the daemon has hit a bug; see its log, and restart it");
+            all = Err(bug());
         }
     }
-    Ok(())
+    all
+}
+
+fn bug() -> anyhow::Error {
+    anyhow!("a part of the daemon has hit a bug; see its log, and restart it")
 }
 
 /// Tells the service manager when every binding forwards.
 async fn tell_when_ready(control: Shared) {
-    while control::call(&control, |control| control.problems())
-        .await
-        .is_ok_and(|problems| !problems.is_empty())
-    {
-        sleep(Duration::from_millis(200)).await;
+    loop {
+        match control::call(&control, |control| control.problems()).await {
+            Ok(problems) if problems.is_empty() => break,
+            Ok(_) => sleep(Duration::from_millis(200)).await,
+            // The ticks tell of it.
+            Err(_) => return pending().await,
+        }
     }
     notify(NotifyState::Ready);
+    pending::<()>().await;
 }
 
 /// Tells the service manager, where there is one.
@@ -256,10 +256,11 @@ async fn keep_ticking(control: Shared) {
 
 async fn tick(control: &Shared) -> anyhow::Result<()> {
     let rounds = control::call(control, |control| control.tick(SystemTime::now())).await?;
-    let mut looks = 0;
-    while looks < rounds.looks {
-        let asked = Instant::now();
-        looks += control::call(control, |control| patrol(control, asked.elapsed())).await?;
+    let (began, mut looks) = (Instant::now(), 0);
+    // What is left is for the next time: it goes on where this one has ended.
+    while looks < rounds.looks && began.elapsed() < TICK {
+        let (asked, left) = (Instant::now(), rounds.looks - looks);
+        looks += control::call(control, |control| patrol(control, left, asked.elapsed())).await?;
     }
     for part in 0..rounds.parts {
         control::call(control, |control| control.flush(part, SystemTime::now())).await?;
@@ -269,16 +270,14 @@ async fn tick(control: &Shared) -> anyhow::Result<()> {
 
 /// Looks at some bindings, and answers how many times: once, and where many others want their turn, for as long as a quarter of the
 /// time that it was waited for.
-fn patrol(control: &mut Control, waited: Duration) -> usize {
+fn patrol(control: &mut Control, at_most: usize, waited: Duration) -> usize {
     let (began, enough) = (Instant::now(), (waited / 4).min(MAX_PATROL));
     let mut looks = 0;
-    loop {
+    while looks == 0 || looks < at_most && began.elapsed() < enough {
         control.patrol();
         looks += 1;
-        if began.elapsed() >= enough {
-            return looks;
-        }
     }
+    looks
 }
 
 /// Looks again and again where bindings have moved to that are traced.

@@ -50,7 +50,7 @@ impl TestDaemon {
                 listening.send(sockets.metrics_address().unwrap()).unwrap();
                 let shutdown = async { stopped.await.unwrap_or_default() };
                 let store = Store::open(&its_config.store_path, its_config.spec.clone(), 4).unwrap();
-                let service = Service::start(&its_config, sockets, store, Box::new(its_dataplane)).unwrap();
+                let service = Service::start(&its_config, &sockets, store, Box::new(its_dataplane)).unwrap();
                 service.run(shutdown).await.unwrap();
             };
             runtime.block_on(serving);
