@@ -180,9 +180,7 @@ impl Service {
         let ended = all_ended(&mut tasks).await;
         // What was carried until now is on the bill, whatever becomes of the machine.
         let parts = control::call(&control, |control| control.flush_parts()).await?;
-        for part in 0..parts {
-            control::call(&control, |control| control.flush(part, SystemTime::now())).await?;
-        }
+        flush(&control, parts).await?;
         served.and(ended)
     }
 }
@@ -262,7 +260,12 @@ async fn tick(control: &Shared) -> anyhow::Result<()> {
         let (asked, left) = (Instant::now(), rounds.looks - looks);
         looks += control::call(control, |control| patrol(control, left, asked.elapsed())).await?;
     }
-    for part in 0..rounds.parts {
+    flush(control, rounds.parts).await
+}
+
+/// Writes the bill, a part at a time.
+async fn flush(control: &Shared, parts: u32) -> anyhow::Result<()> {
+    for part in 0..parts {
         control::call(control, |control| control.flush(part, SystemTime::now())).await?;
     }
     Ok(())

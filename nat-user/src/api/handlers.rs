@@ -322,12 +322,12 @@ async fn vm_command(control: &Shared, command: Command) -> Answer<types::Vm> {
 }
 
 /// Carries a command out, and answers what it was about.
-async fn command_about<T: Send + 'static>(
+async fn command_about<T>(
     control: &Shared,
     command: Command,
     answer: fn(&Model, &Subject) -> Option<T>,
 ) -> Answer<T> {
-    let execute = move |control: &mut Control| {
+    let execute = |control: &mut Control| {
         let subject = control.execute(&command, SystemTime::now())?;
         let answer = answer(control.model(), &subject).context("a command was about something else")?;
         Ok::<T, control::Error>(answer)
